@@ -311,6 +311,7 @@ macro_rules! impl_address {
 #[doc(alias = "GPA")]
 #[doc(alias = "IOVA")]
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Ord, PartialOrd)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct GuestAddress(pub u64);
 impl_address!(GuestAddress);
 
@@ -330,6 +331,7 @@ impl_address!(GuestAddress);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Ord, PartialOrd)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct MemoryRegionAddress(pub u64);
 impl_address!(MemoryRegionAddress);
 

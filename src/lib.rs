@@ -90,9 +90,10 @@
 //! | [`iommu`] | memory that an IOMMU translates | `iommu` |
 //! | [`fault`] | recovery from SIGBUS and SIGSEGV | |
 //!
-//! Two features have no module of their own. `derive` adds `#[derive(ByteValued)]`, which proves
+//! Three features have no module of their own. `derive` adds `#[derive(ByteValued)]`, which proves
 //! that a struct is a plain value. `zerocopy` adds `Zerocopy`, a wrapper for types that the crate
-//! `zerocopy` has proved to be plain.
+//! `zerocopy` has proved to be plain. `serde` implements `Serialize` and `Deserialize` for
+//! addresses, ranges of IOVAs, [`Permissions`] and [`iommu::IotlbCounters`].
 //!
 //! The feature `xen` adds regions of Xen guests: foreign and grant mappings, by `MmapRange`. It
 //! removes two variants of `MmapRegionError`, so docs.rs shows the crate without it. In a checkout,

@@ -18,6 +18,7 @@ use crate::access::fault::Direction;
 /// assert_eq!(Permissions::Read.to_string(), "r-");
 /// ```
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[repr(u8)]
 pub enum Permissions {
     /// Neither read nor write access. An access with this permission only requires a mapping.

@@ -73,6 +73,7 @@ impl LookupCounters {
 /// assert_eq!((rate.hits, rate.misses), (0, 1));
 /// ```
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct IotlbCounters {
     /// The number of lookups that found all of their range; 0 unless lookups are counted.

@@ -58,6 +58,7 @@ pub enum Error {
 /// # Ok::<(), std::num::TryFromIntError>(())
 /// ```
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct IovaRange {
     /// The first address.
     pub base: GuestAddress,
@@ -98,6 +99,7 @@ impl TryFrom<Range<u64>> for IovaRange {
 ///
 /// See [`Iotlb`](super::Iotlb).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct MappedRange {
     /// The first address.
     pub base: GuestAddress,

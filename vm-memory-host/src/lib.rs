@@ -201,6 +201,13 @@
 //!
 //! A test runs the functions of each phase under its filter, on Linux with glibc. Other C libraries
 //! and allocators make other calls: musl calls `open` for `openat` on x86_64. No test covers them.
+//!
+//! # Features
+//!
+//! The feature `serde`, which is off by default, implements `Serialize` and `Deserialize` for
+//! [`Description`], [`FileLayout`], [`Residency`], [`HugePagePool`], [`GroupLimit`], [`Progress`]
+//! and the types in them. A description and a file layout are checked while they are deserialised.
+//! Unknown fields of a description are refused.
 
 #![cfg(target_os = "linux")]
 #![cfg_attr(docsrs, feature(doc_cfg))]

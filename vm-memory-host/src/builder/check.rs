@@ -1,15 +1,18 @@
 //! The checks of a request that need no mapping.
 
 use vm_memory::fault;
+use vm_memory::mmap::PluggedBlocksError;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::files::check_name;
 use super::needed::Needed;
 use crate::error::BuildError;
 use crate::host::{GroupLimit, HostResources, VmaBudget};
 use crate::mapping::OpenedBacking;
 use crate::region::{
-    Backing, BackingKind, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages, Unplugged,
+    Backing, BackingKind, Blocks, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages,
+    Unplugged,
 };
 
 /// Returns the end of a region, or `None` if it is not below 2^64.
@@ -41,6 +44,42 @@ pub(super) fn sort(mut regions: Vec<Region>) -> Result<Vec<Region>, BuildError> 
         before = Some(region);
     }
     Ok(regions)
+}
+
+/// Checks everything in a request that depends neither on the host nor on files.
+pub(crate) fn layout(regions: Vec<Region>) -> Result<(), BuildError> {
+    for region in sort(regions)? {
+        block_size(&region)?;
+        initial_blocks(&region)?;
+        distinct_nodes(&region.options.numa, region.span())?;
+        check_name(&region)?;
+    }
+    Ok(())
+}
+
+/// Checks that blocks have a power of two as their size, and that the region is whole blocks.
+pub(super) fn block_size(region: &Region) -> Result<(), BuildError> {
+    let Some(Blocks { size, .. }) = region.blocks else {
+        return Ok(());
+    };
+    if !size.is_power_of_two() {
+        return Err(BuildError::Blocks {
+            region: region.span(),
+            source: PluggedBlocksError::BlockSize {
+                block_size: usize::try_from(size.get()).unwrap_or(usize::MAX),
+            },
+        });
+    }
+    if !region.size.is_multiple_of(size.get()) {
+        return Err(BuildError::Misaligned {
+            region: region.span(),
+            what: "size",
+            value: region.size,
+            unit: "block",
+            unit_size: size.get(),
+        });
+    }
+    Ok(())
 }
 
 /// Returns whether a region begins where another one ends. Such regions share a reservation.
@@ -379,20 +418,27 @@ pub(super) fn initial_blocks(region: &Region) -> Result<Vec<(usize, usize)>, Bui
     Ok(ranges)
 }
 
+/// Checks that a policy that lists nodes has at least one, and each of them once.
+fn distinct_nodes(policy: &NumaPolicy, region: Span) -> Result<(), BuildError> {
+    if *policy != NumaPolicy::Inherit && policy.nodes().is_empty() {
+        return Err(BuildError::NoNode { region });
+    }
+    let mut seen = BTreeSet::new();
+    match policy.nodes().iter().find(|node| !seen.insert(**node)) {
+        Some(&node) => Err(BuildError::NodeTwice { region, node }),
+        None => Ok(()),
+    }
+}
+
 /// Checks that a policy names nodes that have memory, and names each of them once.
 fn nodes(policy: &NumaPolicy, region: Span, host: &HostResources) -> Result<(), BuildError> {
-    let nodes = match policy {
-        NumaPolicy::Inherit => return Ok(()),
-        NumaPolicy::Bind(nodes) | NumaPolicy::Interleave(nodes) => nodes.as_slice(),
-        NumaPolicy::Preferred(node) => std::slice::from_ref(node),
-    };
-    if nodes.is_empty() {
-        return Err(BuildError::NoNode { region });
+    distinct_nodes(policy, region)?;
+    if *policy == NumaPolicy::Inherit {
+        return Ok(());
     }
     let available = host.nodes();
     let allowed = host.allowed_nodes();
-    let mut seen = BTreeSet::new();
-    for &node in nodes {
+    for &node in policy.nodes() {
         // mbind(2) refuses a node if its memory is not known here.
         if let Some(available) = available.as_ref().filter(|nodes| !nodes.contains(&node)) {
             return Err(BuildError::NoSuchNode {
@@ -407,9 +453,6 @@ fn nodes(policy: &NumaPolicy, region: Span, host: &HostResources) -> Result<(), 
                 node,
                 allowed: allowed.clone(),
             });
-        }
-        if !seen.insert(node) {
-            return Err(BuildError::NodeTwice { region, node });
         }
     }
     Ok(())

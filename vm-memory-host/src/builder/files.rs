@@ -75,7 +75,7 @@ pub(super) fn open(region: &Region, host: &HostResources) -> Result<OpenedBackin
 }
 
 /// The largest length of a file in bytes: the maximum of the signed `off_t`.
-const MAX_FILE_LENGTH: u64 = u64::MAX >> 1;
+pub(crate) const MAX_FILE_LENGTH: u64 = u64::MAX >> 1;
 
 /// Returns the size of the transparent huge pages that a region of ordinary pages can have.
 ///
@@ -336,7 +336,7 @@ fn check_alignment(region: &Region, page_size: u64) -> Result<(), BuildError> {
 }
 
 /// Checks that `prctl(2)` (`PR_SET_VMA_ANON_NAME`) and `memfd_create(2)` accept a region's name.
-fn check_name(region: &Region) -> Result<(), BuildError> {
+pub(super) fn check_name(region: &Region) -> Result<(), BuildError> {
     let Some(name) = &region.options.name else {
         return Ok(());
     };

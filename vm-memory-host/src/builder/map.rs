@@ -269,24 +269,15 @@ fn new_blocks(
         block_size: usize::MAX,
     };
     let block_size = NonZeroUsize::try_from(size).map_err(|e| fail(wrong_size(e)))?;
-    if !size.is_power_of_two() {
-        return Err(fail(PluggedBlocksError::BlockSize {
-            block_size: block_size.get(),
-        }));
-    }
-    for (what, value, unit, unit_size) in [
-        ("block size", size.get(), "page", backing.page_size),
-        ("size", region.size, "block", size.get()),
-    ] {
-        if !value.is_multiple_of(unit_size) {
-            return Err(BuildError::Misaligned {
-                region: span,
-                what,
-                value,
-                unit,
-                unit_size,
-            });
-        }
+    super::check::block_size(region)?;
+    if !size.get().is_multiple_of(backing.page_size) {
+        return Err(BuildError::Misaligned {
+            region: span,
+            what: "block size",
+            value: size.get(),
+            unit: "page",
+            unit_size: backing.page_size,
+        });
     }
     let len = usize::try_from(region.size).map_err(|e| fail(wrong_size(e)))?;
     PluggedBlocks::new(len, block_size).map_err(fail)

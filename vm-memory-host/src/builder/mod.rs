@@ -14,6 +14,8 @@ mod needed;
 mod received_files;
 mod shared_bytes;
 
+pub(crate) use check::layout as check_layout;
+pub(crate) use files::MAX_FILE_LENGTH;
 pub(crate) use received_files::ReceivedFiles;
 use received_files::Requested;
 

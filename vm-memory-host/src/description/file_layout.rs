@@ -47,6 +47,8 @@ use crate::region::Span;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "Vec<Span>", into = "Vec<Span>"))]
 #[doc(alias = "snapshot")]
 #[doc(alias = "ram_addr_t")]
 pub struct FileLayout {
@@ -82,6 +84,23 @@ pub enum FileLayoutError {
         /// The region.
         region: Span,
     },
+}
+
+/// Lays out ranges as [`FileLayout::from_spans`] does.
+impl TryFrom<Vec<Span>> for FileLayout {
+    type Error = FileLayoutError;
+
+    fn try_from(spans: Vec<Span>) -> Result<Self, FileLayoutError> {
+        Self::from_spans(spans)
+    }
+}
+
+/// Returns the ranges of the layout, in ascending order.
+impl From<FileLayout> for Vec<Span> {
+    fn from(layout: FileLayout) -> Self {
+        let regions = layout.regions.into_iter();
+        regions.map(|(span, _)| span).collect()
+    }
 }
 
 impl FileLayout {

@@ -2,6 +2,8 @@
 
 mod descriptors;
 mod file_layout;
+#[cfg(feature = "serde")]
+mod unchecked;
 
 pub use descriptors::Descriptors;
 pub use file_layout::{FileLayout, FileLayoutError};
@@ -11,12 +13,11 @@ use std::fmt::{self, Display};
 use std::fs::File;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::builder::MemoryBuilder;
-use crate::builder::ReceivedFiles;
-use crate::error::NotProvisioned;
+use crate::builder::{check_layout, ReceivedFiles, MAX_FILE_LENGTH};
+use crate::error::{BuildError, NotProvisioned};
 use crate::mapping::{bytes, provisioned, span_of, HostMapped, HostMapping};
 use crate::region::{Backing, BackingKind, Blocks, Options, Region, Sharing, Span};
 use crate::sys;
@@ -39,15 +40,13 @@ use crate::sys;
 ///
 /// ```
 /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-/// use vm_memory_host::{describe, Backing, Description, MemoryBuilder, Region};
+/// use vm_memory_host::{describe, Backing, MemoryBuilder, Region};
 ///
 /// let region = Region::new(GuestAddress(0), 1 << 20).backing(Backing::Memfd);
 /// let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
 /// let (description, files) = describe(&memory)?;
-/// let text = serde_json::to_string(&description)?;
 ///
-/// // In the other process, which has received the text and the descriptors:
-/// let description: Description = serde_json::from_str(&text)?;
+/// // In the other process, which has received the description (feature `serde`) and the files:
 /// let received = files
 ///     .iter()
 ///     .map(|file| file.try_clone().map(Into::into))
@@ -57,7 +56,9 @@ use crate::sys;
 /// assert_eq!(same.read_obj::<u8>(GuestAddress(0x1234))?, 0x77);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "unchecked::Unchecked"))]
 #[doc(alias = "vhost-user")]
 #[doc(alias = "snapshot")]
 #[doc(alias = "SCM_RIGHTS")]
@@ -86,7 +87,9 @@ pub struct Description {
 /// );
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct RegionDescription {
     /// The guest addresses of the region.
@@ -119,7 +122,8 @@ pub struct RegionDescription {
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum BackingDescription {
     /// Private pages, which are zero when they are built again.
@@ -157,7 +161,9 @@ pub enum BackingDescription {
 /// assert_eq!(blocks.plugged, [(2 << 20, 4 << 20)]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct BlocksDescription {
     /// The size of the blocks and the treatment of unplugged ones.
@@ -203,6 +209,9 @@ pub enum DescriptionError {
         /// The number of descriptors that were passed.
         count: usize,
     },
+    /// A region is not valid, whatever the host and the files are.
+    #[error(transparent)]
+    Layout(#[from] BuildError),
 }
 
 /// Describes guest memory, and returns the files that its regions refer to.
@@ -342,13 +351,12 @@ impl Description {
     ///
     /// ```
     /// # use vm_memory::GuestAddress;
-    /// # use vm_memory_host::{describe, Backing, Description, MemoryBuilder, Options, Region};
+    /// # use vm_memory_host::{describe, Backing, MemoryBuilder, Options, Region};
     /// # let region = Region::new(GuestAddress(0), 1 << 20).backing(Backing::Memfd);
-    /// # let (description, files) = describe(&MemoryBuilder::new().region(region).build::<()>()?)?;
-    /// # let text = serde_json::to_string(&description)?;
+    /// # let memory = MemoryBuilder::new().region(region).build::<()>()?;
+    /// # let (mut description, files) = describe(&memory)?;
     /// # let received = files.iter().map(|file| file.try_clone().map(Into::into));
     /// # let received = received.collect::<Result<_, _>>()?;
-    /// let mut description: Description = serde_json::from_str(&text)?;
     /// let sizes = description.regions.iter().map(|region| u128::from(region.span.size));
     /// if sizes.sum::<u128>() > 64 << 30 {
     ///     return Err("the guest is larger than 64 GiB".into());
@@ -399,15 +407,14 @@ impl Description {
     ///
     /// ```
     /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-    /// use vm_memory_host::{describe, Backing, Description, MemoryBuilder, Region};
+    /// use vm_memory_host::{describe, Backing, MemoryBuilder, Region};
     ///
     /// let region = Region::new(GuestAddress(0), 1 << 20).backing(Backing::Memfd);
     /// let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
     /// memory.write_obj(7u8, GuestAddress(0x1000))?;
-    /// let text = serde_json::to_string(&describe(&memory)?.0)?;
+    /// let (description, _) = describe(&memory)?;
     ///
-    /// // On the destination:
-    /// let description: Description = serde_json::from_str(&text)?;
+    /// // On the destination, which has received the description (feature `serde`):
     /// let other: GuestMemoryMmap = description.fresh()?.build()?;
     /// assert_eq!(other.read_obj::<u8>(GuestAddress(0x1000))?, 0);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -421,6 +428,37 @@ impl Description {
         self.check_version()?;
         let regions = self.regions.iter().map(RegionDescription::fresh);
         Ok(regions.fold(MemoryBuilder::new(), MemoryBuilder::region))
+    }
+
+    /// Checks the description as far as that needs neither the files nor this host.
+    ///
+    /// Regions must not overlap and must end below 2^64. Blocks, plugged ranges, names and NUMA
+    /// policies must be valid. A description that is deserialised has passed this check.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory_host::{BackingDescription, Description, RegionDescription, Span};
+    ///
+    /// let region = |start| {
+    ///     let span = Span { start, size: 0x2000 };
+    ///     RegionDescription::new(span, BackingDescription::Anonymous)
+    /// };
+    /// assert!(Description::new(vec![region(0), region(0x2000)]).check().is_ok());
+    /// assert!(Description::new(vec![region(0), region(0x1000)]).check().is_err());
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns a [`DescriptionError`] that names the region, unless the version is not
+    /// [`VERSION`](Self::VERSION).
+    pub fn check(&self) -> Result<(), DescriptionError> {
+        self.check_version()?;
+        for region in &self.regions {
+            region.check_offset()?;
+        }
+        let regions = self.regions.iter().map(RegionDescription::fresh);
+        Ok(check_layout(regions.collect())?)
     }
 
     fn check_version(&self) -> Result<(), DescriptionError> {
@@ -476,6 +514,20 @@ impl RegionDescription {
             region.described = Some((*kind, *page_size));
         }
         Ok(self.with_options_and_blocks(region))
+    }
+
+    /// Checks that the region ends below the largest length of a file.
+    fn check_offset(&self) -> Result<(), BuildError> {
+        let BackingDescription::Descriptor { offset, .. } = self.backing else {
+            return Ok(());
+        };
+        match offset.checked_add(self.span.size) {
+            Some(..=MAX_FILE_LENGTH) => Ok(()),
+            _ => Err(BuildError::FileOffset {
+                region: self.span,
+                offset,
+            }),
+        }
     }
 
     /// Returns the request for a region of the same layout with pages of its own.

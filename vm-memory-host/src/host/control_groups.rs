@@ -25,6 +25,7 @@ use super::HostResources;
 /// # let _ = limit;
 /// ```
 #[derive(Clone, Debug, Hash, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 #[doc(alias = "cgroup")]
 pub struct GroupLimit {

@@ -70,6 +70,7 @@ impl fmt::Debug for HostResources {
 /// assert!(has_room(&pool, 3) && !has_room(&pool, 4));
 /// ```
 #[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 #[doc(alias = "hugetlb")]
 pub struct HugePagePool {

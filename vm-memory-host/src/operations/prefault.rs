@@ -38,6 +38,7 @@ use crate::sys::{run_on_threads, Advice, Cpus};
 /// assert_eq!(percent(Progress::default()), 0);
 /// ```
 #[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Progress {
     /// The number of populated bytes.

@@ -34,6 +34,7 @@ use crate::sys;
 /// assert_eq!(total.resident, 8192);
 /// ```
 #[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[doc(alias = "RSS")]
 #[non_exhaustive]
 pub struct Residency {

@@ -5,8 +5,6 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 /// The memory or file to map for a region.
 ///
 /// | backing | other processes can map it | pages come from |
@@ -194,7 +192,8 @@ impl Backing {
 /// assert_eq!(provisioned(region)?.kind(), BackingKind::Memfd);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum BackingKind {
     /// Private pages of this process.
@@ -229,7 +228,8 @@ impl fmt::Display for BackingKind {
 /// assert!(matches!(backing, Backing::File { sharing: Sharing::Private, .. }));
 /// # Ok::<(), std::io::Error>(())
 /// ```
-#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Sharing {
     /// Writes reach the file and every process that maps it (`MAP_SHARED`).
     Shared,

@@ -10,7 +10,6 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 
 /// The blocks of a region that a guest plugs and unplugs.
@@ -24,7 +23,9 @@ use vm_memory::GuestAddress;
 /// let blocks = Blocks::new(NonZeroU64::new(2 << 20).unwrap(), Unplugged::default());
 /// assert_eq!(blocks.unplugged, Unplugged::Mapped);
 /// ```
-#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct Blocks {
     /// The size of a block in bytes, a power of two.
@@ -55,7 +56,8 @@ impl Blocks {
 /// let block = NonZeroU64::new(128 << 20).unwrap();
 /// let region = Region::new(GuestAddress(1 << 32), 8 << 30).blocks(block, Unplugged::Protected);
 /// ```
-#[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Unplugged {
     /// Unplugged blocks stay mapped.
@@ -397,7 +399,9 @@ impl Region {
 /// assert!(span.contains(GuestAddress(0x40_0fff)));
 /// assert_eq!(span.end(), Some(GuestAddress(0x40_1000)));
 /// ```
-#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 pub struct Span {
     /// The guest physical address of the first byte.
     pub start: u64,

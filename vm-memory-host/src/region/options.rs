@@ -1,7 +1,5 @@
 //! [`Options`]: the attributes of a region's memory.
 
-use serde::{Deserialize, Serialize};
-
 /// The use of transparent huge pages in a region (Linux, "Transparent Hugepage Support").
 ///
 /// # Examples
@@ -14,7 +12,8 @@ use serde::{Deserialize, Serialize};
 ///     .transparent_huge_pages(TransparentHugePages::On);
 /// assert_eq!(region.options().transparent_huge_pages, TransparentHugePages::On);
 /// ```
-#[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[doc(alias = "THP")]
 #[non_exhaustive]
 pub enum TransparentHugePages {
@@ -54,7 +53,8 @@ pub enum TransparentHugePages {
 ///     Err(error) => println!("{error}"),
 /// }
 /// ```
-#[derive(Clone, Debug, Default, Hash, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Hash, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[doc(alias = "NUMA")]
 #[doc(alias = "mbind")]
 #[non_exhaustive]
@@ -95,7 +95,8 @@ impl NumaPolicy {
 /// let region = Region::new(GuestAddress(0), 16 << 20).lock(Lock::OnFault);
 /// assert_eq!(region.options().lock, Lock::OnFault);
 /// ```
-#[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[doc(alias = "mlock")]
 #[doc(alias = "mlock2")]
 #[non_exhaustive]
@@ -129,7 +130,9 @@ pub enum Lock {
 /// let low = Region::new(GuestAddress(0), 16 << 20).with_options(options.clone());
 /// let high = Region::new(GuestAddress(1 << 32), 16 << 20).with_options(options);
 /// ```
-#[derive(Clone, Debug, Hash, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Hash, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct Options {
     /// The use of transparent huge pages.

@@ -65,11 +65,8 @@ fn description_builds_equal_memory() {
     let memory: Memory = builder.build().unwrap();
     fill(&memory, MIB, PAGE, 0x5a);
     let (description, files) = describe(&memory).unwrap();
-    let text = serde_json::to_string(&description).unwrap();
-    let received: Description = serde_json::from_str(&text).unwrap();
-    assert_eq!(received, description);
-
-    let builder = received.builder(duplicates(&files).into()).unwrap();
+    assert!(description.check().is_ok());
+    let builder = description.builder(duplicates(&files).into()).unwrap();
     let again: Memory = builder.build().unwrap();
     assert_eq!(describe(&again).unwrap().0, description);
     assert_eq!(byte_of_page(&again, MIB), Some(0x5a));
