@@ -27,8 +27,8 @@ use syn::{parse_macro_input, Attribute, Data, DeriveInput, Error, Ident};
 /// - there is padding: the size of the struct is not the sum of the sizes of its fields.
 ///
 /// The struct must also be `Copy`, `Send` and `Sync`, as the trait requires. Enums, unions and
-/// structs with generic parameters are refused. So is the type of a field with a block, such as
-/// `[u8; { 3 }]`: use a constant.
+/// structs with generic parameters are refused. So is the type of a field that contains
+/// statements, such as `[u8; { let n = 3; n }]`: use a constant.
 ///
 /// # Examples
 ///
