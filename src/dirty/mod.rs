@@ -20,6 +20,7 @@
 //! | vCPUs | KVM's dirty ring | [`DirtyMemory::insert_ring`] |
 //! | a vhost device in the kernel | `VHOST_SET_LOG_BASE` | [`LogWords`], [`DirtyMemory::harvest_with`] |
 //! | a passed-through device | VFIO's and iommufd's logs, by IOVA | `DirtyMemory::insert_iova_log`, feature `iommu` |
+//! | a vhost-user back end | a log in shared memory | `vm_memory_vhost::log::SharedLog`, [`DirtyMemory::harvest_with`] |
 //! | any other | ranges of guest addresses | [`DirtyMemory::insert_range`] |
 //!
 //! # The rounds of a live migration

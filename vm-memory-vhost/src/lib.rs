@@ -1,8 +1,9 @@
 //! Guest memory for vhost-user back ends, on [`vm_memory`].
 //!
 //! The crates `vhost` and `vhost-user-backend` own the socket of a back end. This crate has the
-//! parts that concern memory: it translates the front end's addresses, and keeps the IOTLB of a
-//! device behind an IOMMU. It has no thread and makes no system call of its own.
+//! parts that concern memory. It translates the front end's addresses, and keeps the IOTLB of a
+//! device behind an IOMMU. It marks dirty pages in the front end's log. It has no thread. Only the
+//! module [`log`] makes system calls.
 //!
 //! ```text
 //!   front end (VMM)                             back end (device)
@@ -11,6 +12,7 @@
 //!                           invalidate                                    ▲ lookup
 //!     VHOST_USER_BACKEND_IOTLB_MSG: miss,                                 │
 //!                           access fail ◄────── Iommu ◄── IommuMemory ◄── device
+//!     VHOST_USER_SET_LOG_BASE ────────────────► LogBitmap::replace
 //! ```
 //!
 //! | task | items |
@@ -20,13 +22,16 @@
 //! | translate the address of a ring | [`RegionTable::guest_address`] |
 //! | read and write IOTLB messages | [`IotlbMessage`], [`Header`] |
 //! | apply updates and invalidations | [`IotlbMessage::apply`] |
+//! | mark dirty pages in the front end's log | [`log::LogBitmap`] |
+//! | harvest the log, in the front end | [`log::SharedLog`] |
 //!
 //! The front end is not trusted: no message causes a panic, an overflow or a loop without bound. A
 //! message that is refused has no effect.
 //!
 //! # Examples
 //!
-//! See [`RegionTable`], [`MemoryRegion::file_range`] and [`IotlbMessage::apply`].
+//! See [`RegionTable`], [`MemoryRegion::file_range`], [`IotlbMessage::apply`] and
+//! [`log::LogBitmap`].
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Production code obeys these; tests may panic. The lints for both are in the root Cargo.toml.
@@ -53,8 +58,11 @@
 // ```text
 // message, table        IOTLB messages and their headers; the regions of a front end
 // iotlb                 the effect of messages on an IOTLB
+// log                   dirty logs that both sides map
 // ```
 mod iotlb;
+#[cfg(unix)]
+pub mod log;
 mod message;
 mod table;
 

@@ -1,5 +1,5 @@
-//! Interleavings of lock-free parts of the library, explored by [loom](https://docs.rs/loom): dirty
-//! marks, retired versions and the shared IOTLB.
+//! Interleavings of lock-free parts of the libraries, explored by [loom](https://docs.rs/loom):
+//! dirty marks, retired versions, the shared IOTLB and the logs of vhost-user.
 //!
 //! ```text
 //! RUSTFLAGS="--cfg loom" cargo test --release --manifest-path verify/loom/Cargo.toml
@@ -13,6 +13,7 @@
 //! |---|---|---|
 //! | `bitmap` | `src/bitmap/marks.rs`, `src/bitmap/tracking.rs` | a harvest loses no page that was written and marked; tracking that is switched on loses none |
 //! | `iommu`, `retired` | `src/iommu/snapshots.rs`, `src/iommu/requests.rs`, `src/retired/list.rs` | a snapshot never changes, an IOTLB mapping without readers is out of use, and a thread that requests a mapping is woken |
+//! | `vhost_log` | `vm-memory-vhost/src/log/logs.rs` | a log that is replaced while threads mark loses no page |
 //! | `fences` | `src/retired/list.rs`, `src/retired/handle.rs` | a map without readers is out of use, and the fences are needed |
 //!
 //! The models explore all interleavings, unless their documentation states a limit. `mutants`
@@ -77,5 +78,16 @@ mod fences {
     #[cfg(test)]
     mod mutants;
     #[expect(unsafe_code, reason = "implements counted pointers")]
+    mod sync;
+}
+
+/// The logs of a vhost-user back end.
+mod vhost_log {
+    #[path = "../../../../vm-memory-vhost/src/log/logs.rs"]
+    mod logs;
+    #[cfg(test)]
+    mod logs_tests;
+    #[cfg(test)]
+    mod mutants;
     mod sync;
 }

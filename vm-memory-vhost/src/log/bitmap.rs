@@ -1,0 +1,164 @@
+//! [`LogBitmap`]: a bitmap that marks in a shared log.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vm_memory::bitmap::{Bitmap, RefSlice, WithBitmapSlice};
+use vm_memory::GuestMemoryBackend;
+
+use super::logs::Logs;
+use super::shared::pages_of;
+use super::{LogError, SharedLog};
+
+/// The time between two checks of the writers.
+const POLL: Duration = Duration::from_micros(50);
+
+/// The dirty bitmap of a vhost-user back end: it marks in the log of its front end.
+///
+/// Without a log it marks nothing, and a write costs a load and a fence. Its offsets are guest
+/// addresses, or IOVAs behind an IOMMU. Each region has an
+/// [`ArcSlice`](vm_memory::bitmap::ArcSlice) that begins at the guest address of the region.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::time::{Duration, Instant};
+///
+/// use vm_memory::bitmap::ArcSlice;
+/// use vm_memory::mmap::MmapRegionBuilder;
+/// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+/// use vm_memory_vhost::log::{LogBitmap, SharedLog};
+///
+/// let bitmap = Arc::new(LogBitmap::new());
+/// let start = GuestAddress(0x10_0000);
+/// let marks = ArcSlice::new(Arc::clone(&bitmap), 0x10_0000);
+/// let mapping = MmapRegionBuilder::new_with_bitmap(0x10_0000, marks).build()?;
+/// let region = GuestRegionMmap::new(mapping, start).ok_or("past the end")?;
+/// let memory = GuestMemoryMmap::from_regions(vec![region])?;
+///
+/// // VHOST_USER_SET_LOG_BASE
+/// let size = SharedLog::size_for(&memory);
+/// let file = tempfile::tempfile()?;
+/// file.set_len(size)?;
+/// let log = SharedLog::map(file.try_clone()?, 0, size)?;
+/// bitmap.replace(&memory, log, Instant::now() + Duration::from_secs(1))?;
+/// // … acknowledge it …
+///
+/// memory.write_obj(7u64, GuestAddress(0x10_3000))?;
+/// // The front end finds the mark of page 0x103.
+/// let front_end = SharedLog::map(file, 0, size)?;
+/// let mut words = Vec::new();
+/// assert_eq!(front_end.harvest(&mut words)?.words[4], 1 << 3);
+/// assert_eq!(bitmap.lost_marks(), 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[doc(alias = "VHOST_USER_SET_LOG_BASE")]
+#[doc(alias = "VHOST_F_LOG_ALL")]
+#[doc(alias = "migrate")]
+#[derive(Debug)]
+pub struct LogBitmap {
+    logs: Logs<Arc<SharedLog>>,
+    lost: AtomicU64,
+}
+
+impl LogBitmap {
+    /// Creates a bitmap without a log.
+    pub fn new() -> Self {
+        Self {
+            logs: Logs::new(),
+            lost: AtomicU64::new(0),
+        }
+    }
+
+    /// Marks in another log, or in the first one. After this, acknowledge
+    /// `VHOST_USER_SET_LOG_BASE`.
+    ///
+    /// No mark is lost. Writes are marked in both logs until all threads do so. Then they are
+    /// marked in `new` only. So after the acknowledgement, the front end finds each mark in the old
+    /// log or in the new one. It copies all of memory after the acknowledgement of the first log:
+    /// the data of all unmarked writes are then visible.
+    ///
+    /// Threads hold a log only while they mark. So this waits for microseconds, unless a thread is
+    /// not scheduled.
+    ///
+    /// # Errors
+    ///
+    /// - [`LogError::TooShort`] if the log has no bits for a page of the memory.
+    /// - [`LogError::WritersRemain`] if, at the deadline, a thread still marks in the old log only.
+    ///
+    /// The old log then stays, with all marks. Do not acknowledge the message.
+    pub fn replace<M>(&self, memory: &M, new: SharedLog, deadline: Instant) -> Result<(), LogError>
+    where
+        M: GuestMemoryBackend + ?Sized,
+    {
+        let (pages, needed) = (new.pages(), pages_of(memory));
+        if pages < needed {
+            return Err(LogError::TooShort { pages, needed });
+        }
+        self.logs.replace(Arc::new(new), |writers| {
+            let time = deadline.saturating_duration_since(Instant::now());
+            if time.is_zero() {
+                return Err(LogError::WritersRemain { writers });
+            }
+            std::thread::sleep(POLL.min(time));
+            Ok(())
+        })
+    }
+
+    /// Stops marking, when the front end clears `VHOST_F_LOG_ALL`.
+    ///
+    /// A thread that marks at the same time may still mark in the log.
+    pub fn stop(&self) {
+        self.logs.remove();
+    }
+
+    /// Returns whether writes are marked.
+    pub fn is_marking(&self) -> bool {
+        self.logs.is_on()
+    }
+
+    /// Returns the number of writes that could not be marked. It never falls.
+    ///
+    /// The log ends before them, or the front end has truncated its file. A migration would lose
+    /// these pages: report an error to the front end.
+    pub fn lost_marks(&self) -> u64 {
+        self.lost.load(Ordering::Acquire)
+    }
+}
+
+impl Default for LogBitmap {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<'a> WithBitmapSlice<'a> for LogBitmap {
+    type S = RefSlice<'a, Self>;
+}
+
+impl Bitmap for LogBitmap {
+    #[inline]
+    fn mark_dirty(&self, offset: usize, len: usize) {
+        self.logs.mark_each(|log| {
+            if !log.mark(offset, len) {
+                // Wraps only after 2^64 lost marks.
+                self.lost.fetch_add(1, Ordering::AcqRel);
+            }
+        });
+    }
+
+    fn dirty_at(&self, offset: usize) -> bool {
+        !self.logs.all(|log| !log.is_marked(offset))
+    }
+
+    fn slice_at(&self, offset: usize) -> RefSlice<'_, Self> {
+        RefSlice::new(self, offset)
+    }
+
+    /// Without a log, all bytes count as tracked: they are not tracked on purpose.
+    fn tracks_range(&self, offset: usize, len: usize) -> bool {
+        self.logs.all(|log| log.tracks(offset, len))
+    }
+}

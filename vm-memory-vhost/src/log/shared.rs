@@ -1,0 +1,281 @@
+//! [`SharedLog`]: a dirty log in memory that is shared with a peer.
+
+use core::num::NonZeroUsize;
+use core::sync::atomic::{fence, Ordering};
+use std::fs::File;
+
+use vm_memory::dirty::LogWords;
+use vm_memory::mmap::MmapRegion;
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, VolatileMemory, VolatileMemoryError,
+    VolatileSlice,
+};
+
+use super::LogError;
+
+/// The size of a page of a vhost log in bytes: 4 KiB, whatever the page size of the host.
+pub const LOG_PAGE_SIZE: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+
+/// The alignment of the mapping in the file. It is a multiple of all page sizes of Linux hosts.
+const MAPPING_ALIGNMENT: u64 = 1 << 16;
+/// The number of bytes in a word.
+const WORD: usize = 8;
+/// The number of pages of a word.
+const WORD_BITS: usize = 64;
+/// The number of bytes that a harvest skips at once, if they are 0.
+const BLOCK: usize = 4096;
+
+/// A dirty log in the wire format of vhost, in a file that another process maps as well.
+///
+/// Bit `n % 8` of byte `n / 8` stands for the 4 KiB page at guest address `n * 4096` (vhost-user
+/// specification, "Migration"). A back end sets bits by atomic operations, in the order of the
+/// memory model: after the page was written. A front end reads and clears them at the same time.
+///
+/// # Truncated files
+///
+/// The peer may truncate the file, unless it has the seal `F_SEAL_SHRINK`. Call
+/// [`fault::install`](vm_memory::fault::install): an access past the end then returns an error, and
+/// does not end the process.
+///
+/// # Examples
+///
+/// A front end creates a log of 16 MiB of memory, and harvests it in each round of a migration:
+///
+/// ```
+/// use vm_memory::bitmap::AtomicBitmap;
+/// use vm_memory::dirty::DirtyMemory;
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use vm_memory_vhost::log::SharedLog;
+///
+/// let memory: GuestMemoryMmap<AtomicBitmap> =
+///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 << 20)])?;
+/// let size = SharedLog::size_for(&memory);
+/// let file = tempfile::tempfile()?; // a memfd with seals
+/// file.set_len(size)?;
+/// let log = SharedLog::map(file.try_clone()?, 0, size)?;
+/// // … VHOST_USER_SET_LOG_BASE with the file, the offset 0 and the size …
+///
+/// let (mut dirty, mut words) = (DirtyMemory::new(), Vec::new());
+/// dirty.harvest_with(&memory, &[log.harvest(&mut words)?]);
+/// assert_eq!(dirty.total_pages(), 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[doc(alias = "VHOST_USER_SET_LOG_BASE")]
+#[doc(alias = "VHOST_USER_PROTOCOL_F_LOG_SHMFD")]
+#[doc(alias = "VHOST_LOG_PAGE")]
+#[derive(Debug)]
+pub struct SharedLog {
+    mapping: MmapRegion<()>,
+    /// The offset of the log in the mapping, a multiple of 8.
+    offset: usize,
+    /// The number of bytes. The mapping has them all.
+    size: usize,
+}
+
+impl SharedLog {
+    /// Maps the log of `size` bytes at `offset` in a file, for reading and writing.
+    ///
+    /// The file, the offset and the size are those of `VHOST_USER_SET_LOG_BASE`. The file may be
+    /// closed after the call.
+    ///
+    /// # Errors
+    ///
+    /// - [`LogError::Empty`] if the log has no bytes.
+    /// - [`LogError::Misaligned`] if it does not begin at a multiple of 8 bytes.
+    /// - [`LogError::TooLarge`] if its end exceeds 64 bits, or the address space of the process.
+    /// - [`LogError::Map`] if the file ends before it, or if `mmap(2)` fails.
+    pub fn map(file: File, offset: u64, size: u64) -> Result<Self, LogError> {
+        if size == 0 {
+            return Err(LogError::Empty);
+        }
+        if !offset.is_multiple_of(8) {
+            return Err(LogError::Misaligned { offset });
+        }
+        let too_large = LogError::TooLarge { offset, size };
+        let inside = offset % MAPPING_ALIGNMENT;
+        let start = offset.saturating_sub(inside);
+        let (Some(_), Some(mapped)) = (offset.checked_add(size), inside.checked_add(size)) else {
+            return Err(too_large);
+        };
+        let (Ok(mapped), Ok(inside), Ok(size)) = (
+            usize::try_from(mapped),
+            usize::try_from(inside),
+            usize::try_from(size),
+        ) else {
+            return Err(too_large);
+        };
+        let mapping = MmapRegion::from_file(FileOffset::new(file, start), mapped);
+        Ok(Self {
+            mapping: mapping.map_err(LogError::Map)?,
+            offset: inside,
+            size,
+        })
+    }
+
+    /// Returns the number of bytes of a log for all pages of a memory: a multiple of 8.
+    pub fn size_for<M: GuestMemoryBackend + ?Sized>(memory: &M) -> u64 {
+        // At most 2^52 pages, so that nothing overflows.
+        pages_of(memory).div_ceil(64).saturating_mul(8)
+    }
+
+    /// Returns the number of pages for which the log has bits.
+    pub fn pages(&self) -> u64 {
+        u64::try_from(self.size)
+            .unwrap_or(u64::MAX)
+            .saturating_mul(8)
+    }
+
+    /// Reads and clears the log, and returns it for [`DirtyMemory::harvest_with`].
+    ///
+    /// `words` is a buffer, which a later call reuses. Its old contents are dropped.
+    ///
+    /// Each mark is in one result: that of this call or of a later one. Read the pages after the
+    /// call: the data of all marks that it cleared are then visible.
+    ///
+    /// # Errors
+    ///
+    /// - [`LogError::Inaccessible`] if the log cannot be read. Marks may be lost then: treat all
+    ///   pages as dirty ([`DirtyMemory::insert_all`]).
+    /// - [`LogError::OutOfMemory`] if memory runs out. No mark is cleared then.
+    ///
+    /// [`DirtyMemory::harvest_with`]: vm_memory::dirty::DirtyMemory::harvest_with
+    /// [`DirtyMemory::insert_all`]: vm_memory::dirty::DirtyMemory::insert_all
+    pub fn harvest<'w>(&self, words: &'w mut Vec<u64>) -> Result<LogWords<'w>, LogError> {
+        let count = self.size.div_ceil(WORD);
+        words.clear();
+        words
+            .try_reserve(count)
+            .map_err(|_| LogError::OutOfMemory { words: count })?;
+        words.resize(count, 0);
+        self.harvest_into(words).map_err(LogError::Inaccessible)?;
+        // The back end wrote a page before it marked it, and this thread reads it after the mark.
+        fence(Ordering::SeqCst);
+        Ok(LogWords {
+            start: GuestAddress(0),
+            words,
+            page_size: LOG_PAGE_SIZE,
+        })
+    }
+
+    fn harvest_into(&self, words: &mut [u64]) -> Result<(), VolatileMemoryError> {
+        let bits = self.bits()?;
+        let mut at = 0usize;
+        for words in words.chunks_mut(BLOCK / WORD) {
+            let len = BLOCK.min(self.size.saturating_sub(at));
+            if !bits.subslice(at, len)?.is_zero()? {
+                for (number, word) in words.iter_mut().enumerate() {
+                    *word = take(&bits, at.saturating_add(number.saturating_mul(WORD)))?;
+                }
+            }
+            at = at.saturating_add(BLOCK);
+        }
+        Ok(())
+    }
+
+    /// Marks the pages of the `len` bytes at guest address `addr`, after they were written.
+    ///
+    /// Returns whether all of them were marked.
+    pub(super) fn mark(&self, addr: usize, len: usize) -> bool {
+        let Some(more) = len.checked_sub(1) else {
+            return true;
+        };
+        let first = addr / LOG_PAGE_SIZE;
+        let last = addr.saturating_add(more) / LOG_PAGE_SIZE;
+        let Ok(bits) = self.bits() else {
+            return false;
+        };
+        let mut is_marked = self.has_page(last);
+        for (word, pages) in words_of(first, last) {
+            let at = word.saturating_mul(WORD);
+            if at >= self.size {
+                break;
+            }
+            // After a fault, the other pages are still marked.
+            is_marked &= or(&bits, at, pages).is_ok();
+        }
+        is_marked
+    }
+
+    /// Returns whether the log has bits for all of the `len` bytes at guest address `addr`.
+    pub(super) fn tracks(&self, addr: usize, len: usize) -> bool {
+        len == 0
+            || addr
+                .checked_add(len.saturating_sub(1))
+                .is_some_and(|last| self.has_page(last / LOG_PAGE_SIZE))
+    }
+
+    /// Returns whether the page of guest address `addr` is marked.
+    pub(super) fn is_marked(&self, addr: usize) -> bool {
+        let page = addr / LOG_PAGE_SIZE;
+        let byte = self
+            .bits()
+            .and_then(|bits| bits.load::<u8>(page / 8, Ordering::Acquire));
+        byte.is_ok_and(|byte| byte & (1 << (page % 8)) != 0)
+    }
+
+    fn has_page(&self, page: usize) -> bool {
+        page / 8 < self.size
+    }
+
+    fn bits(&self) -> Result<VolatileSlice<'_>, VolatileMemoryError> {
+        self.mapping.get_slice(self.offset, self.size)
+    }
+}
+
+/// Returns the number of pages from guest address 0 up to the last address of a memory.
+pub(super) fn pages_of<M: GuestMemoryBackend + ?Sized>(memory: &M) -> u64 {
+    match memory.num_regions() {
+        0 => 0,
+        _ => (memory.last_addr().0 / 4096).saturating_add(1),
+    }
+}
+
+/// Returns the words that have bits of the pages from `first` to `last`, each with those bits.
+fn words_of(first: usize, last: usize) -> impl Iterator<Item = (usize, u64)> {
+    let (first_word, last_word) = (first / WORD_BITS, last / WORD_BITS);
+    (first_word..=last_word).map(move |word| {
+        let mut bits = u64::MAX;
+        if word == first_word {
+            bits &= u64::MAX << (first % WORD_BITS);
+        }
+        if word == last_word {
+            bits &= u64::MAX >> (WORD_BITS - 1).saturating_sub(last % WORD_BITS);
+        }
+        (word, bits)
+    })
+}
+
+/// Sets bits of the word at an offset, whether they are set or not. Bits past the end are ignored.
+///
+/// The peer may harvest without a fence. So the read-modify-write is unconditional: the one that
+/// clears the bit then acquires it, and the data with it.
+fn or(bits: &VolatileSlice<'_>, at: usize, pages: u64) -> Result<(), VolatileMemoryError> {
+    if at.saturating_add(WORD) <= bits.len() {
+        return bits
+            .atomic_fetch_or(pages.to_le(), at, Ordering::SeqCst)
+            .map(drop);
+    }
+    for (at, pages) in (at..bits.len()).zip(pages.to_le_bytes()) {
+        if pages != 0 {
+            bits.atomic_fetch_or(pages, at, Ordering::SeqCst)?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads and clears the word at an offset.
+fn take(bits: &VolatileSlice<'_>, at: usize) -> Result<u64, VolatileMemoryError> {
+    if at.saturating_add(WORD) <= bits.len() {
+        return match bits.load::<u64>(at, Ordering::Relaxed)? {
+            0 => Ok(0),
+            _ => bits
+                .atomic_swap(0u64, at, Ordering::SeqCst)
+                .map(u64::from_le),
+        };
+    }
+    let mut bytes = [0; WORD];
+    for (at, byte) in (at..bits.len()).zip(&mut bytes) {
+        *byte = bits.atomic_swap(0u8, at, Ordering::SeqCst)?;
+    }
+    Ok(u64::from_le_bytes(bytes))
+}

@@ -1,0 +1,291 @@
+//! Dirty logs that a back end and a front end share, in the wire format of vhost.
+#![cfg(target_os = "linux")]
+
+use std::collections::BTreeSet;
+use std::error::Error as _;
+use std::fs::File;
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use vm_memory::bitmap::{ArcSlice, AtomicBitmap, Bitmap};
+use vm_memory::dirty::DirtyMemory;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{fault, Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory_vhost::log::{LogBitmap, LogError, SharedLog};
+
+const PAGE: usize = 4096;
+type Memory = GuestMemoryMmap<ArcSlice<LogBitmap>>;
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+/// Creates a file of `len` zeroes.
+fn file(len: u64) -> File {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(len).unwrap();
+    file
+}
+
+fn map(file: &File, offset: u64, size: u64) -> Result<SharedLog, LogError> {
+    SharedLog::map(file.try_clone().unwrap(), offset, size)
+}
+
+/// Creates regions of (first page, number of pages).
+fn memory(bitmap: &Arc<LogBitmap>, regions: &[(u64, usize)]) -> Memory {
+    let regions = regions.iter().map(|&(first, pages)| {
+        let start = first * PAGE as u64;
+        let marks = ArcSlice::new(Arc::clone(bitmap), start as usize);
+        let mapping = MmapRegionBuilder::new_with_bitmap(pages * PAGE, marks);
+        GuestRegionMmap::new(mapping.build().unwrap(), GuestAddress(start)).unwrap()
+    });
+    Memory::from_regions(regions.collect()).unwrap()
+}
+
+/// Creates a bitmap whose log is `log`.
+fn marking(log: SharedLog) -> LogBitmap {
+    let bitmap = LogBitmap::new();
+    bitmap.replace(&Memory::new(), log, soon()).unwrap();
+    bitmap
+}
+
+/// Returns the pages of a harvest.
+fn harvest(log: &SharedLog) -> BTreeSet<u64> {
+    let mut words = Vec::new();
+    let words = log.harvest(&mut words).unwrap().words;
+    let bits =
+        (0..words.len() as u64 * 64).filter(|bit| words[*bit as usize / 64] >> (bit % 64) & 1 != 0);
+    bits.collect()
+}
+
+proptest! {
+    #[test]
+    fn marks_are_bits_of_bytes_in_file_and_harvests_clear_them(
+        offset in prop_oneof![Just(0u64), (0..3000u64).prop_map(|word| word * 8)],
+        size in 1u64..700,
+        ranges in prop::collection::vec((0usize..6000 * PAGE, 0usize..300 * PAGE), 0..8),
+    ) {
+        // The bytes around the log belong to others.
+        let file = file(offset + size + 9);
+        let bitmap = marking(map(&file, offset, size).unwrap());
+        let front_end = map(&file, offset, size).unwrap();
+        let (mut marked, mut lost) = (BTreeSet::new(), 0);
+        for (start, len) in ranges {
+            bitmap.mark_dirty(start, len);
+            let pages = (start / PAGE) as u64..(start + len).div_ceil(PAGE) as u64;
+            let pages = if len == 0 { 0..0 } else { pages };
+            lost += u64::from(pages.end > size * 8);
+            marked.extend(pages.filter(|page| *page < size * 8));
+        }
+        prop_assert_eq!(bitmap.lost_marks(), lost);
+        for page in 0..size * 8 + 9 {
+            prop_assert_eq!(bitmap.dirty_at(page as usize * PAGE), marked.contains(&page));
+        }
+        let mut bytes = Vec::new();
+        (&file).read_to_end(&mut bytes).unwrap();
+        let bits = (0..bytes.len() as u64 * 8).filter(|bit| bytes[*bit as usize / 8] >> (bit % 8) & 1 != 0);
+        prop_assert!(bits.eq(marked.iter().map(|page| offset * 8 + page)));
+        prop_assert_eq!(harvest(&front_end), marked);
+        prop_assert!(harvest(&front_end).is_empty());
+    }
+}
+
+#[test]
+fn harvest_of_hostile_log_adds_pages_of_regions_only() {
+    let ranges = [
+        (GuestAddress(0x2000), 2 * PAGE),
+        (GuestAddress(0x10_0000), PAGE),
+    ];
+    let memory: GuestMemoryMmap<AtomicBitmap> = GuestMemoryMmap::from_ranges(&ranges).unwrap();
+    let file = file(64);
+    let log = map(&file, 0, 64).unwrap();
+    // The back end sets all bits.
+    marking(map(&file, 0, 64).unwrap()).mark_dirty(0, usize::MAX);
+    let (mut dirty, mut words) = (DirtyMemory::new(), vec![7; 100]);
+    dirty.harvest_with(&memory, &[log.harvest(&mut words).unwrap()]);
+    assert_eq!(dirty.runs().collect::<Vec<_>>(), ranges);
+}
+
+#[test]
+fn map_of_hostile_log_returns_error() {
+    let file = file(0x1000);
+    let error = |offset, size| map(&file, offset, size).unwrap_err();
+    assert!(matches!(error(0, 0), LogError::Empty));
+    assert!(matches!(error(4, 8), LogError::Misaligned { offset: 4 }));
+    for (offset, size) in [(u64::MAX - 7, 8), (8, u64::MAX), (u64::MAX - 7, u64::MAX)] {
+        assert!(
+            matches!(error(offset, size), LogError::TooLarge { .. }),
+            "{offset:#x}"
+        );
+    }
+    for (offset, size) in [
+        (0, 0x1001),
+        (0x1000, 8),
+        (1 << 40, 8),
+        (0, 1 << 50),
+        (0, u64::MAX),
+    ] {
+        let error = error(offset, size);
+        assert!(
+            matches!(error, LogError::Map(_)),
+            "{offset:#x}, {size:#x}: {error}"
+        );
+        assert!(error.source().is_some());
+    }
+    assert!(map(&file, 0xff8, 8).is_ok());
+}
+
+#[test]
+fn replace_with_log_that_is_too_short_returns_error_and_keeps_the_old_log() {
+    let bitmap = Arc::new(LogBitmap::new());
+    // The last page is 0x1100.
+    let memory = memory(&bitmap, &[(1, 3), (0x1000, 0x101)]);
+    assert_eq!(SharedLog::size_for(&memory), 0x228);
+    let (old, short) = (file(0x228), file(0x220));
+    bitmap
+        .replace(&memory, map(&old, 0, 0x228).unwrap(), soon())
+        .unwrap();
+    let error = bitmap.replace(&memory, map(&short, 0, 0x220).unwrap(), soon());
+    let error = error.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            LogError::TooShort {
+                pages: 0x1100,
+                needed: 0x1101
+            }
+        ),
+        "{error}"
+    );
+    memory
+        .write_obj(1u8, GuestAddress(0x1100 * PAGE as u64))
+        .unwrap();
+    assert_eq!(
+        harvest(&map(&old, 0, 0x228).unwrap()),
+        BTreeSet::from([0x1100])
+    );
+}
+
+#[test]
+fn region_past_the_end_of_the_log_is_refused() {
+    let bitmap = Arc::new(marking(map(&file(8), 0, 8).unwrap()));
+    let build = |first: usize, pages: usize| {
+        let marks = ArcSlice::new(Arc::clone(&bitmap), first * PAGE);
+        MmapRegionBuilder::new_with_bitmap(pages * PAGE, marks).build()
+    };
+    assert!(build(60, 4).is_ok());
+    assert!(build(60, 5).is_err());
+    bitmap.stop();
+    assert!(build(60, 5).is_ok());
+}
+
+#[test]
+fn replaced_log_has_earlier_marks_and_new_log_has_later_ones() {
+    let bitmap = Arc::new(LogBitmap::new());
+    let memory = memory(&bitmap, &[(0, 64)]);
+    let write = |page: u64| {
+        memory
+            .write_obj(1u8, GuestAddress(page * PAGE as u64))
+            .unwrap()
+    };
+    let logs = [file(8), file(8)].map(|file| (map(&file, 0, 8).unwrap(), file));
+    write(1);
+    assert!(!bitmap.is_marking() && !bitmap.dirty_at(PAGE));
+    for (page, (_, file)) in (2..).zip(&logs) {
+        bitmap
+            .replace(&memory, map(file, 0, 8).unwrap(), soon())
+            .unwrap();
+        write(page);
+        assert!(bitmap.is_marking() && bitmap.dirty_at(page as usize * PAGE));
+    }
+    bitmap.stop();
+    write(4);
+    assert!(!bitmap.is_marking());
+    let found = logs.map(|(log, _)| harvest(&log));
+    assert_eq!(found, [BTreeSet::from([2]), BTreeSet::from([3])]);
+}
+
+#[test]
+fn truncated_log_loses_marks_without_ending_the_process() {
+    if let Err(error) = fault::install() {
+        let test = "truncated_log_loses_marks_without_ending_the_process";
+        test_support::skipped(test, error);
+        return;
+    }
+    let file = file(4 * PAGE as u64);
+    let log = map(&file, 0, 4 * PAGE as u64).unwrap();
+    let bitmap = marking(map(&file, 0, 4 * PAGE as u64).unwrap());
+    let pages_of_log_page = PAGE * 8;
+    bitmap.mark_dirty(0, 1);
+    file.set_len(PAGE as u64).unwrap();
+    // The first part of the range is still marked.
+    bitmap.mark_dirty((pages_of_log_page - 2) * PAGE, 4 * PAGE);
+    assert_eq!(bitmap.lost_marks(), 1);
+    assert!(bitmap.dirty_at((pages_of_log_page - 1) * PAGE));
+    assert!(!bitmap.dirty_at(pages_of_log_page * PAGE));
+    let error = log.harvest(&mut Vec::new()).unwrap_err();
+    assert!(matches!(error, LogError::Inaccessible(_)), "{error}");
+}
+
+/// Threads write pages while the front end replaces the log. It harvests each old log for the last
+/// time after the replacement, and finds all pages in the end.
+#[test]
+fn replacements_while_threads_write_lose_no_page() {
+    const PAGES: u64 = 256;
+    let bitmap = Arc::new(LogBitmap::new());
+    let memory = memory(&bitmap, &[(0, PAGES as usize)]);
+    let (stop, writes) = (AtomicBool::new(false), AtomicU64::new(0));
+    let size = SharedLog::size_for(&memory);
+    let new_log = || {
+        let file = file(size);
+        bitmap
+            .replace(&memory, map(&file, 0, size).unwrap(), soon())
+            .unwrap();
+        map(&file, 0, size).unwrap()
+    };
+    let mut log = new_log();
+    let mut copies = [0u64; PAGES as usize];
+    let mut copy = |log: &SharedLog| {
+        for page in harvest(log) {
+            copies[page as usize] = memory.read_obj(GuestAddress(page * PAGE as u64)).unwrap();
+        }
+    };
+    thread::scope(|scope| {
+        for thread in 0..2 {
+            let (memory, stop, writes) = (&memory, &stop, &writes);
+            scope.spawn(move || {
+                let mut value = 0u64;
+                while !stop.load(Ordering::Relaxed) {
+                    value += 1;
+                    let page = (value * 7 % (PAGES / 2)) * 2 + thread;
+                    memory
+                        .write_obj(value, GuestAddress(page * PAGE as u64))
+                        .unwrap();
+                    writes.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for round in 0..if cfg!(miri) { 3 } else { 50 } {
+            let before = writes.load(Ordering::Relaxed);
+            while writes.load(Ordering::Relaxed) < before + 20 {
+                thread::yield_now();
+            }
+            let old = std::mem::replace(&mut log, new_log());
+            copy(&old);
+            if round % 3 == 0 {
+                copy(&log);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    copy(&log);
+    for (page, copied) in (0..).zip(copies) {
+        let value: u64 = memory.read_obj(GuestAddress(page * PAGE as u64)).unwrap();
+        assert_eq!(copied, value, "page {page}");
+    }
+    assert_eq!(bitmap.lost_marks(), 0);
+}
