@@ -146,11 +146,6 @@ impl Double {
         self.kernel().host_page = size;
         hooks::set_page_size(Some(size));
     }
-
-    /// Sets the largest number of grants in a request, which is a parameter of the driver.
-    pub fn limit_requests(&mut self, grants: u32) {
-        self.kernel().limit = grants;
-    }
 }
 
 impl Drop for Double {
