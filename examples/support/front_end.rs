@@ -1,13 +1,14 @@
 //! The front end of a vhost-user back end, which knows the mappings of the guest's IOMMU.
 
-use std::sync::mpsc::{channel, Receiver, Sender};
+use std::io;
+use std::sync::mpsc::{channel, Sender};
 use std::thread;
-use std::time::Instant;
 
-use vm_memory::GuestAddress;
+use vm_memory::iommu::{IovaRange, MappingSource, SharedIotlb};
+use vm_memory::{GuestAddress, Permissions};
 
 /// The size of a page of the IOMMU.
-pub const PAGE: u64 = 0x1000;
+pub const PAGE: usize = 0x1000;
 
 /// A page of I/O virtual addresses, and the page of guest memory that it is mapped to.
 pub type Mapping = (GuestAddress, GuestAddress);
@@ -16,31 +17,28 @@ pub type Mapping = (GuestAddress, GuestAddress);
 #[derive(Debug)]
 pub struct FrontEnd {
     misses: Sender<GuestAddress>,
-    replies: Receiver<Mapping>,
 }
 
 impl FrontEnd {
     /// Starts a front end with `mappings`. It does not reply to misses of other pages.
-    pub fn start(mappings: Vec<Mapping>) -> Self {
+    pub fn start(iotlb: SharedIotlb, mappings: Vec<Mapping>) -> Self {
         let (misses, received) = channel::<GuestAddress>();
-        let (sender, replies) = channel();
         thread::spawn(move || {
             for miss in received {
                 println!("front end: the device misses {:#x}", miss.0);
-                let page = miss.0 & !(PAGE - 1);
-                if let Some(mapping) = mappings.iter().find(|(iova, _)| iova.0 == page) {
-                    // Sending fails only if the device no longer exists.
-                    let _ = sender.send(*mapping);
+                let page = miss.0 & !0xfff;
+                if let Some((iova, target)) = mappings.iter().find(|(iova, _)| iova.0 == page) {
+                    // Fails only for a range that passes the end of the address space.
+                    let _ = iotlb.set_mapping(*iova, *target, PAGE, Permissions::ReadWrite);
                 }
             }
         });
-        Self { misses, replies }
+        Self { misses }
     }
+}
 
-    /// Asks for the mapping of `iova`. Returns `None` if there is no reply before `deadline`.
-    pub fn ask(&self, iova: GuestAddress, deadline: Instant) -> Option<Mapping> {
-        self.misses.send(iova).ok()?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        self.replies.recv_timeout(left).ok()
+impl MappingSource for FrontEnd {
+    fn request_mapping(&self, range: &IovaRange, _: Permissions) -> io::Result<()> {
+        self.misses.send(range.base).map_err(io::Error::other)
     }
 }

@@ -3,15 +3,16 @@
 //! The crates `vhost` and `vhost-user-backend` own the socket of a back end. This crate has the
 //! parts that concern memory. It translates the front end's addresses, and keeps the IOTLB of a
 //! device behind an IOMMU. It marks dirty pages in the front end's log. It has no thread. Only the
-//! module [`log`] makes system calls.
+//! module [`log`], and the writer of a [`BackendChannel`], make system calls.
 //!
 //! ```text
 //!   front end (VMM)                             back end (device)
 //!     VHOST_USER_SET_MEM_TABLE, ADD_MEM_REG ──► RegionTable, GuestMemoryMmap
 //!     VHOST_USER_IOTLB_MSG: update, ──────────► IotlbMessage::apply ──► SharedIotlb
 //!                           invalidate                                    ▲ lookup
-//!     VHOST_USER_BACKEND_IOTLB_MSG: miss,                                 │
-//!                           access fail ◄────── Iommu ◄── IommuMemory ◄── device
+//!     VHOST_USER_BACKEND_IOTLB_MSG: miss, ◄──── BackendChannel ◄──── AskingIommu
+//!                           access fail                                   ▲
+//!                                                     device ──► IommuMemory
 //!     VHOST_USER_SET_LOG_BASE ────────────────► LogBitmap::replace
 //! ```
 //!
@@ -22,6 +23,7 @@
 //! | translate the address of a ring | [`RegionTable::guest_address`] |
 //! | read and write IOTLB messages | [`IotlbMessage`], [`Header`] |
 //! | apply updates and invalidations | [`IotlbMessage::apply`] |
+//! | send misses, and wait for their updates | [`BackendChannel`], in a [`vm_memory::iommu::AskingIommu`] |
 //! | mark dirty pages in the front end's log | [`log::LogBitmap`] |
 //! | harvest the log, in the front end | [`log::SharedLog`] |
 //!
@@ -30,8 +32,8 @@
 //!
 //! # Examples
 //!
-//! See [`RegionTable`], [`MemoryRegion::file_range`], [`IotlbMessage::apply`] and
-//! [`log::LogBitmap`].
+//! See [`RegionTable`], [`MemoryRegion::file_range`], [`IotlbMessage::apply`], [`BackendChannel`]
+//! and [`log::LogBitmap`].
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Production code obeys these; tests may panic. The lints for both are in the root Cargo.toml.
@@ -57,15 +59,17 @@
 //
 // ```text
 // message, table        IOTLB messages and their headers; the regions of a front end
-// iotlb                 the effect of messages on an IOTLB
+// iotlb, channel        the effect of messages on an IOTLB; the misses that it sends
 // log                   dirty logs that both sides map
 // ```
+mod channel;
 mod iotlb;
 #[cfg(unix)]
 pub mod log;
 mod message;
 mod table;
 
+pub use channel::BackendChannel;
 pub use iotlb::ApplyError;
 pub use message::{
     Header, IotlbMessage, MessageError, VHOST_USER_BACKEND_IOTLB_MSG, VHOST_USER_IOTLB_MSG,

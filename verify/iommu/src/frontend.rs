@@ -5,10 +5,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use vhost::vhost_user::message::{BackendReq, FrontendReq};
-use vhost::{VhostAccess, VhostIotlbType};
-
-use crate::message::{Header, IotlbMessage, WireError, HEADER_SIZE, IOTLB_SIZE};
+use vm_memory::{GuestAddress, Permissions};
+use vm_memory_vhost::{
+    Header, IotlbMessage, MessageError, VHOST_USER_BACKEND_IOTLB_MSG, VHOST_USER_IOTLB_MSG,
+};
 
 /// The timeout of an acknowledgement. An invalidation waits for accesses in flight, and these wait
 /// until their deadline.
@@ -23,9 +23,9 @@ pub enum FrontEndError {
     /// The back end sent an unexpected message.
     #[error("the back end sent an unexpected message: {0:?}")]
     Unexpected(Header),
-    /// The payload of a message has the wrong length.
-    #[error("the back end sent an invalid payload")]
-    Payload(#[from] WireError),
+    /// The back end sent bytes that are not a message.
+    #[error("the back end sent an invalid message")]
+    Message(#[from] MessageError),
 }
 
 /// A front end that sends any message, and returns the messages of the back end.
@@ -62,16 +62,17 @@ impl FrontEnd {
         &self,
         iova: u64,
         size: u64,
-        uaddr: u64,
-        access: VhostAccess,
+        user_address: u64,
+        permissions: Permissions,
     ) -> Result<bool, FrontEndError> {
-        self.send(IotlbMessage {
+        let iova = GuestAddress(iova);
+        let update = IotlbMessage::Update {
             iova,
             size,
-            uaddr,
-            perm: perm_of(access),
-            kind: kind_of(VhostIotlbType::Update),
-        })
+            user_address,
+            permissions,
+        };
+        self.send(&update.encode())
     }
 
     /// Invalidates mappings, and returns whether the back end accepted that. If it accepted, the
@@ -81,39 +82,34 @@ impl FrontEnd {
     ///
     /// Returns [`FrontEndError`] if the back end does not acknowledge, or sends something else.
     pub fn invalidate(&self, iova: u64, size: u64) -> Result<bool, FrontEndError> {
-        self.send(IotlbMessage {
-            iova,
-            size,
-            uaddr: 0,
-            perm: 0,
-            kind: kind_of(VhostIotlbType::Invalidate),
-        })
+        let iova = GuestAddress(iova);
+        self.send(&IotlbMessage::Invalidate { iova, size }.encode())
     }
 
-    /// Sends a message of any type, and returns whether the back end accepted it.
+    /// Sends an IOTLB message with any payload, and returns whether the back end accepted it.
     ///
     /// # Errors
     ///
     /// Returns [`FrontEndError`] if the back end does not acknowledge, or sends something else.
-    pub fn send(&self, message: IotlbMessage) -> Result<bool, FrontEndError> {
-        let size = u32::try_from(IOTLB_SIZE).unwrap_or(u32::MAX);
-        let header = Header::request(FrontendReq::IOTLB_MSG.into(), size, true);
-        self.send_with(&header, &message.to_bytes())
+    pub fn send(&self, payload: &[u8]) -> Result<bool, FrontEndError> {
+        let size = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        self.send_with(&Header::request(VHOST_USER_IOTLB_MSG, size), payload)
     }
 
-    /// Sends a header and a payload, which need not match, and returns whether the back end
-    /// accepted them.
+    /// Sends a header that needs a reply and a payload, which need not match, and returns whether
+    /// the back end accepted them.
     ///
     /// # Errors
     ///
     /// Returns [`FrontEndError`] if the back end does not acknowledge, or sends something else.
     pub fn send_with(&self, header: &Header, payload: &[u8]) -> Result<bool, FrontEndError> {
         let mut main = self.main.lock().unwrap_or_else(PoisonError::into_inner);
-        main.write_all(&[&header.to_bytes()[..], payload].concat())?;
-        let mut bytes = [0; HEADER_SIZE];
+        let header = header.with_need_reply();
+        main.write_all(&[&header.encode()[..], payload].concat())?;
+        let mut bytes = [0; Header::SIZE];
         main.read_exact(&mut bytes)?;
-        let reply = Header::from_bytes(&bytes);
-        if reply != Header::reply_to(header.request) {
+        let reply = Header::decode(&bytes)?;
+        if reply != Header::reply(header.request, 8) {
             return Err(FrontEndError::Unexpected(reply));
         }
         let mut ack = [0; 8];
@@ -155,7 +151,7 @@ impl FrontEnd {
     ) -> Result<Option<IotlbMessage>, FrontEndError> {
         self.requests.set_read_timeout(timeout)?;
         let mut channel = &self.requests;
-        let mut bytes = [0; HEADER_SIZE];
+        let mut bytes = [0; Header::SIZE];
         match channel.read_exact(&mut bytes) {
             Ok(()) => {}
             Err(error)
@@ -168,32 +164,13 @@ impl FrontEnd {
             }
             Err(error) => return Err(error.into()),
         }
-        let header = Header::from_bytes(&bytes);
-        let size = usize::try_from(header.size).unwrap_or(usize::MAX);
-        if header.request != u32::from(BackendReq::IOTLB_MSG)
-            || size != IOTLB_SIZE
-            || header.is_reply()
-        {
+        let header = Header::decode(&bytes)?;
+        let mut payload = [0; IotlbMessage::SIZE];
+        let expected = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        if header != Header::request(VHOST_USER_BACKEND_IOTLB_MSG, expected) {
             return Err(FrontEndError::Unexpected(header));
         }
-        let mut payload = [0; IOTLB_SIZE];
         channel.read_exact(&mut payload)?;
-        Ok(Some(IotlbMessage::from_bytes(&payload)?))
+        Ok(Some(IotlbMessage::decode(&payload)?))
     }
-}
-
-#[expect(
-    clippy::as_conversions,
-    reason = "the number of a `repr(u8)` enumeration"
-)]
-fn perm_of(access: VhostAccess) -> u8 {
-    access as u8
-}
-
-#[expect(
-    clippy::as_conversions,
-    reason = "the number of a `repr(u8)` enumeration"
-)]
-fn kind_of(kind: VhostIotlbType) -> u8 {
-    kind as u8
 }

@@ -3,12 +3,12 @@
 //! ```text
 //!        front end (the VMM)                            back end (the device's process)
 //!   ┌──────────────────────────┐   main channel    ┌──────────────────────────────────────┐
-//!   │ FrontEnd                 │ ─ UPDATE, ──────► │ receiver thread ──► RwLock<Iotlb>      │
-//!   │   sends any message,     │   INVALIDATE      │                        ▲ lookup        │
-//!   │   returns the replies    │ ◄───────── ack ── │                        │               │
-//!   │                          │ back-end channel  │ device ──► IommuMemory ─ VhostIommu     │
-//!   │                          │ ◄── MISS, ─────── │                        │ misses, waits │
-//!   │                          │     ACCESS_FAIL   │                        ▼               │
+//!   │ FrontEnd                 │ ─ UPDATE, ──────► │ BackEnd (a thread) ──► SharedIotlb   │
+//!   │   sends any message,     │   INVALIDATE      │                          ▲ lookup    │
+//!   │   returns the replies    │ ◄───────── ack ── │                          │           │
+//!   │                          │ back-end channel  │ device ► IommuMemory ► AskingIommu   │
+//!   │                          │ ◄── MISS, ─────── │                          ▼           │
+//!   │                          │     ACCESS_FAIL   │                   BackendChannel     │
 //!   └──────────────────────────┘                   └──────────────────────────────────────┘
 //! ```
 //!
@@ -16,8 +16,10 @@
 //! section "IOMMU support"): a vhost-user header, and the kernel's `struct vhost_iotlb_msg` as
 //! payload.
 //!
-//! The back end is the code that a user of the feature `iommu` writes. The front end contains only
-//! the code that the tests need. It sends any message, including hostile ones.
+//! Messages, regions, the back-end channel and the IOMMU are those of `vm-memory-vhost` and
+//! `vm-memory`. The back end adds the thread that reads the main channel, which the crates `vhost`
+//! and `vhost-user-backend` do for a user. The front end contains only the code that the tests
+//! need. It sends any message, including hostile ones.
 //!
 //! # Properties
 //!
@@ -31,13 +33,6 @@
 //! ```text
 //! cargo test -p verify-iommu
 //! IOMMU_INVALIDATIONS=100000 cargo test --release -p verify-iommu --test stress
-//! ```
-//!
-//! # Layers
-//!
-//! ```text
-//! message, table       messages, and the table of regions
-//! backend, frontend
 //! ```
 
 #![cfg_attr(
@@ -56,10 +51,6 @@
 
 mod backend;
 mod frontend;
-mod message;
-mod table;
 
-pub use backend::{Refusal, VhostIommu};
+pub use backend::{BackEnd, Refusal, VhostIommu};
 pub use frontend::{FrontEnd, FrontEndError};
-pub use message::{Header, IotlbMessage, WireError, HEADER_SIZE, IOTLB_SIZE, MAX_PAYLOAD};
-pub use table::{FrontEndRegion, RegionTable, TableError};

@@ -4,26 +4,40 @@ mod common;
 
 use std::time::Duration;
 
-use common::{end, setup, table, user, Setup, HIGH, LOW, PAGE, REGION, USER};
+use common::{end, payload, setup, table, user, Setup, HIGH, LOW, PAGE, REGION, USER};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
-use verify_iommu::{FrontEnd, Header, IotlbMessage, VhostIommu, IOTLB_SIZE, MAX_PAYLOAD};
-use vhost::vhost_user::message::FrontendReq;
-use vhost::VhostAccess;
-use vm_memory::iommu::Iotlb;
+use verify_iommu::{BackEnd, FrontEnd};
+use vm_memory::iommu::{Iotlb, Mapping, SharedIotlb};
 use vm_memory::{Bytes, GuestAddress, Permissions};
+use vm_memory_vhost::{Header, IotlbMessage, VHOST_USER_IOTLB_MSG};
 
 const SHORT: Duration = Duration::from_millis(20);
 const IOVA: u64 = 0x8000;
 const UPDATE: u8 = 2;
 const INVALIDATE: u8 = 3;
 
-fn request() -> u32 {
-    FrontendReq::IOTLB_MSG.into()
+/// The length of an IOTLB message in headers.
+const SIZE: u32 = IotlbMessage::SIZE as u32;
+
+/// An IOTLB message with any values.
+#[derive(Clone, Copy, Debug)]
+struct Raw {
+    iova: u64,
+    size: u64,
+    uaddr: u64,
+    perm: u8,
+    kind: u8,
 }
 
-fn update(iova: u64, size: u64, uaddr: u64) -> IotlbMessage {
-    IotlbMessage {
+impl Raw {
+    fn encode(&self) -> Vec<u8> {
+        payload(self.iova, self.size, self.uaddr, self.perm, self.kind)
+    }
+}
+
+fn update(iova: u64, size: u64, uaddr: u64) -> Raw {
+    Raw {
         iova,
         size,
         uaddr,
@@ -32,29 +46,43 @@ fn update(iova: u64, size: u64, uaddr: u64) -> IotlbMessage {
     }
 }
 
+fn header() -> Header {
+    Header::request(VHOST_USER_IOTLB_MSG, SIZE)
+}
+
+/// The bytes of a header with any flags and size.
+fn header_with(flags: u32, size: u32) -> Vec<u8> {
+    [VHOST_USER_IOTLB_MSG, flags, size]
+        .map(u32::to_ne_bytes)
+        .concat()
+}
+
 /// Returns all mappings, for comparison.
-fn mappings(iommu: &VhostIommu) -> String {
-    format!("{:?}", *iommu.iotlb())
+fn mappings(iotlb: &SharedIotlb) -> Vec<Mapping> {
+    iotlb.mappings(..).collect()
 }
 
 #[test]
 fn send_of_invalid_message_is_refused_without_effect() {
     let Setup {
-        memory, front_end, ..
+        memory,
+        front_end,
+        back_end,
+        ..
     } = setup(SHORT);
     assert!(front_end
-        .update(IOVA, PAGE, user(LOW), VhostAccess::ReadWrite)
+        .update(IOVA, PAGE, user(LOW), Permissions::ReadWrite)
         .unwrap());
-    let before = mappings(memory.iommu());
+    let before = mappings(memory.iommu().iotlb());
 
     let good = update(IOVA, PAGE, user(PAGE));
     let top = 0u64.wrapping_sub(PAGE);
     let last_user = USER + 2 * REGION;
     let messages = [
-        ("update of an empty range", IotlbMessage { size: 0, ..good }),
+        ("update of an empty range", Raw { size: 0, ..good }),
         (
             "invalidation of an empty range",
-            IotlbMessage {
+            Raw {
                 size: 0,
                 kind: INVALIDATE,
                 ..good
@@ -73,118 +101,75 @@ fn send_of_invalid_message_is_refused_without_effect() {
         ),
         ("target starts after memory", update(IOVA, 1, last_user)),
         ("more than all memory", update(IOVA, 2 * REGION + 1, USER)),
-        ("permissions 4", IotlbMessage { perm: 4, ..good }),
-        ("permissions 0xff", IotlbMessage { perm: 0xff, ..good }),
-        ("type 0", IotlbMessage { kind: 0, ..good }),
-        ("miss", IotlbMessage { kind: 1, ..good }),
-        ("access failure", IotlbMessage { kind: 4, ..good }),
-        ("type 7", IotlbMessage { kind: 7, ..good }),
-        ("type 0xff", IotlbMessage { kind: 0xff, ..good }),
+        ("permissions 4", Raw { perm: 4, ..good }),
+        ("permissions 0xff", Raw { perm: 0xff, ..good }),
+        ("type 0", Raw { kind: 0, ..good }),
+        ("miss", Raw { kind: 1, ..good }),
+        ("access failure", Raw { kind: 4, ..good }),
+        ("type 7", Raw { kind: 7, ..good }),
+        ("type 0xff", Raw { kind: 0xff, ..good }),
     ];
     for (what, message) in messages {
-        assert!(!front_end.send(message).unwrap(), "{what}");
-        assert_eq!(mappings(memory.iommu()), before, "{what}");
+        assert!(!front_end.send(&message.encode()).unwrap(), "{what}");
+        assert_eq!(mappings(memory.iommu().iotlb()), before, "{what}");
     }
 
-    let payload = good.to_bytes();
-    for size in [0, 1, 26, IOTLB_SIZE - 1] {
-        let header = Header::request(request(), size as u32, true);
-        assert!(
-            !front_end.send_with(&header, &payload[..size]).unwrap(),
-            "{size} bytes"
-        );
+    let bytes = good.encode();
+    for size in [0, 1, 26, IotlbMessage::SIZE - 1] {
+        assert!(!front_end.send(&bytes[..size]).unwrap(), "{size} bytes");
     }
-    for size in [IOTLB_SIZE + 1, 2 * IOTLB_SIZE, MAX_PAYLOAD] {
-        let header = Header::request(request(), size as u32, true);
-        let mut long = payload.to_vec();
+    for size in [IotlbMessage::SIZE + 1, 2 * IotlbMessage::SIZE, 0x1000] {
+        let mut long = bytes.clone();
         long.resize(size, 0);
-        assert!(
-            !front_end.send_with(&header, &long).unwrap(),
-            "{size} bytes"
-        );
+        assert!(!front_end.send(&long).unwrap(), "{size} bytes");
     }
     for other in [0, 1, 21, 23, u32::MAX] {
-        let header = Header::request(other, IOTLB_SIZE as u32, true);
+        let header = Header::request(other, SIZE);
         assert!(
-            !front_end.send_with(&header, &payload).unwrap(),
+            !front_end.send_with(&header, &bytes).unwrap(),
             "request {other}"
         );
     }
-    assert_eq!(mappings(memory.iommu()), before);
+    assert_eq!(mappings(memory.iommu().iotlb()), before);
 
-    assert!(front_end.send(good).unwrap());
+    assert!(front_end.send(&good.encode()).unwrap());
     memory.write_obj(1u8, GuestAddress(IOVA)).unwrap();
-    end(&memory);
+    end(&back_end);
 }
 
 #[test]
 fn send_without_need_reply_has_no_reply() {
     let Setup {
-        memory, front_end, ..
+        memory,
+        front_end,
+        back_end,
+        ..
     } = setup(SHORT);
-    let header = Header::request(request(), IOTLB_SIZE as u32, false);
     for message in [update(IOVA, PAGE, user(HIGH)), update(IOVA, PAGE, 0)] {
-        let bytes = [&header.to_bytes()[..], &message.to_bytes()].concat();
+        let bytes = [&header().encode()[..], &message.encode()].concat();
         front_end.send_bytes(&bytes).unwrap();
     }
     // This would receive the reply to an earlier message, and the last of those is a refusal.
     assert!(front_end.invalidate(IOVA + PAGE, PAGE).unwrap());
     memory.write_obj(1u8, GuestAddress(IOVA)).unwrap();
-    end(&memory);
+    end(&back_end);
 }
 
 #[test]
 fn send_of_unreadable_stream_ends_connection() {
     let good = [
-        &Header::request(request(), IOTLB_SIZE as u32, true).to_bytes()[..],
-        &update(IOVA, PAGE, user(PAGE)).to_bytes(),
+        &header().with_need_reply().encode()[..],
+        &update(IOVA, PAGE, user(PAGE)).encode(),
     ]
     .concat();
-    let with_header = |header: Header| [&header.to_bytes()[..], &good[12..]].concat();
-    let header = Header::request(request(), IOTLB_SIZE as u32, true);
+    let with_header = |flags, size| [&header_with(flags, size)[..], &good[12..]].concat();
     let cases = [
-        (
-            "version 0",
-            with_header(Header {
-                flags: 0b1000,
-                ..header
-            }),
-        ),
-        (
-            "version 2",
-            with_header(Header {
-                flags: 0b1010,
-                ..header
-            }),
-        ),
-        (
-            "reply",
-            with_header(Header {
-                flags: 0b0101,
-                ..header
-            }),
-        ),
-        (
-            "reserved flags",
-            with_header(Header {
-                flags: 0x8000_0009,
-                ..header
-            }),
-        ),
-        (
-            "payload above the maximum",
-            with_header(Header {
-                size: MAX_PAYLOAD as u32 + 1,
-                ..header
-            }),
-        ),
-        (
-            "payload of 4 GiB",
-            with_header(Header {
-                size: u32::MAX,
-                ..header
-            }),
-        ),
+        ("version 0", with_header(0b1000, SIZE)),
+        ("version 2", with_header(0b1010, SIZE)),
+        ("reply", with_header(0b0101, SIZE)),
+        ("reserved flags", with_header(0x8000_0009, SIZE)),
+        ("payload above the maximum", with_header(0b1001, 0x1001)),
+        ("payload of 4 GiB", with_header(0b1001, u32::MAX)),
         ("one byte", good[..1].to_vec()),
         ("half a header", good[..11].to_vec()),
         ("no payload", good[..12].to_vec()),
@@ -192,18 +177,21 @@ fn send_of_unreadable_stream_ends_connection() {
     ];
     for (what, bytes) in cases {
         let Setup {
-            memory, front_end, ..
+            memory,
+            front_end,
+            back_end,
+            ..
         } = setup(SHORT);
         assert!(front_end
-            .update(IOVA, PAGE, user(LOW), VhostAccess::ReadWrite)
+            .update(IOVA, PAGE, user(LOW), Permissions::ReadWrite)
             .unwrap());
         front_end.send_bytes(&bytes).unwrap();
         if bytes.len() < good.len() {
             front_end.hang_up().unwrap();
         }
-        let ended = memory.iommu().wait_for_end().unwrap().unwrap();
+        let ended = back_end.wait_for_end().unwrap().unwrap();
         assert!(ended.is_err(), "{what}");
-        assert!(!memory.iommu().is_connected(), "{what}");
+        assert!(memory.iommu().is_closed(), "{what}");
         // No message can invalidate the mapping now, so it is removed.
         memory.read_obj::<u8>(GuestAddress(IOVA)).unwrap_err();
     }
@@ -221,25 +209,23 @@ fn number() -> impl Strategy<Value = u64> {
     ]
 }
 
-fn message() -> impl Strategy<Value = IotlbMessage> {
+fn message() -> impl Strategy<Value = Raw> {
     let perm = prop_oneof![8 => 0u8..4, 1 => any::<u8>()];
     let kind = prop_oneof![6 => Just(UPDATE), 3 => Just(INVALIDATE), 1 => any::<u8>()];
     let uaddr = prop_oneof![3 => USER..USER + 2 * REGION, 1 => number()];
-    (number(), number(), uaddr, perm, kind).prop_map(|(iova, size, uaddr, perm, kind)| {
-        IotlbMessage {
-            iova,
-            size,
-            uaddr,
-            perm,
-            kind,
-        }
+    (number(), number(), uaddr, perm, kind).prop_map(|(iova, size, uaddr, perm, kind)| Raw {
+        iova,
+        size,
+        uaddr,
+        perm,
+        kind,
     })
 }
 
-fn idle() -> (FrontEnd, VhostIommu) {
+fn idle() -> (FrontEnd, BackEnd) {
     let (front_end, main, requests) = FrontEnd::pair().unwrap();
-    let iommu = VhostIommu::start(main, requests, table(), SHORT).unwrap();
-    (front_end, iommu)
+    let back_end = BackEnd::start(main, requests, table(), SHORT).unwrap();
+    (front_end, back_end)
 }
 
 fn is_mapped(iotlb: &Iotlb, addr: u64) -> bool {
@@ -255,12 +241,12 @@ fn config() -> ProptestConfig {
     }
 }
 
-fn check_messages(messages: Vec<IotlbMessage>) -> Result<(), TestCaseError> {
-    let (_front_end, iommu) = idle();
-    let header = Header::request(request(), IOTLB_SIZE as u32, true);
+fn check_messages(messages: Vec<Raw>) -> Result<(), TestCaseError> {
+    let (_front_end, back_end) = idle();
+    let iotlb = back_end.iommu().iotlb();
     for message in messages {
-        let before = mappings(&iommu);
-        let result = iommu.handle(&header, &message.to_bytes());
+        let before = mappings(iotlb);
+        let result = back_end.handle(VHOST_USER_IOTLB_MSG, &message.encode());
         let fits = message
             .size
             .checked_sub(1)
@@ -279,40 +265,29 @@ fn check_messages(messages: Vec<IotlbMessage>) -> Result<(), TestCaseError> {
                     Permissions::ReadWrite,
                 ];
                 let access = access[usize::from(message.perm)];
-                let iotlb = iommu.iotlb();
-                let found: Vec<_> = Iotlb::lookup(
-                    &*iotlb,
-                    GuestAddress(message.iova),
-                    message.size as usize,
-                    access,
-                )
-                .unwrap()
-                .map(|range| (range.base, range.length as u64))
-                .collect();
+                let found: Vec<_> = iotlb
+                    .lookup(GuestAddress(message.iova), message.size as usize, access)
+                    .unwrap()
+                    .map(|range| (range.base, range.length as u64))
+                    .collect();
                 prop_assert_eq!(found, ranges);
             }
             (INVALIDATE, last, _) if message.size != 0 => {
                 prop_assert!(result.is_ok(), "{result:?}");
                 let last = last.unwrap_or(u64::MAX);
-                let iotlb = iommu.iotlb();
                 for addr in [message.iova, message.iova + (last - message.iova) / 2, last] {
-                    prop_assert!(!is_mapped(&iotlb, addr));
+                    prop_assert!(!is_mapped(&iotlb.snapshot(), addr));
                 }
-                let everything = Iotlb::lookup(
-                    &*iotlb,
-                    GuestAddress(message.iova),
-                    (last - message.iova) as usize,
-                    Permissions::No,
-                );
-                prop_assert!(everything.is_err() || last == message.iova);
+                let range = GuestAddress(message.iova)..=GuestAddress(last);
+                prop_assert_eq!(iotlb.mappings(range).next(), None);
             }
             _ => {
                 prop_assert!(result.is_err());
-                prop_assert_eq!(mappings(&iommu), before);
+                prop_assert_eq!(mappings(iotlb), before);
             }
         }
     }
-    iommu.disconnect().unwrap().unwrap().unwrap();
+    end(&back_end);
     Ok(())
 }
 
@@ -327,22 +302,21 @@ proptest! {
     }
 
     #[test]
-    fn handle_of_random_header_and_payload_does_not_panic(
-        request in prop_oneof![Just(request()), any::<u32>()],
-        flags in any::<u32>(),
-        size in any::<u32>(),
+    fn handle_of_random_request_and_payload_does_not_panic(
+        request in prop_oneof![Just(VHOST_USER_IOTLB_MSG), any::<u32>()],
         payload in prop_oneof![
-            prop::collection::vec(any::<u8>(), IOTLB_SIZE),
+            prop::collection::vec(any::<u8>(), IotlbMessage::SIZE),
             prop::collection::vec(any::<u8>(), 0..80),
         ],
     ) {
-        let (_front_end, iommu) = idle();
-        let before = mappings(&iommu);
-        let result = iommu.handle(&Header { request, flags, size }, &payload);
+        let (_front_end, back_end) = idle();
+        let iotlb = back_end.iommu().iotlb();
+        let before = mappings(iotlb);
+        let result = back_end.handle(request, &payload);
         if result.is_err() {
-            prop_assert_eq!(mappings(&iommu), before);
+            prop_assert_eq!(mappings(iotlb), before);
         }
-        iommu.disconnect().unwrap().unwrap().unwrap();
+        end(&back_end);
     }
 
     /// Some of the bytes start like messages.
@@ -351,15 +325,15 @@ proptest! {
         chunks in prop::collection::vec(prop_oneof![
             prop::collection::vec(any::<u8>(), 0..100),
             (message(), any::<bool>()).prop_map(|(message, reply)| {
-                let header = Header::request(request(), IOTLB_SIZE as u32, reply);
-                [&header.to_bytes()[..], &message.to_bytes()].concat()
+                let header = if reply { header().with_need_reply() } else { header() };
+                [&header.encode()[..], &message.encode()].concat()
             }),
             (any::<u32>(), 0u32..100).prop_map(|(flags, size)| {
-                Header { request: request(), flags: flags & 0xf | 1, size }.to_bytes().to_vec()
+                header_with(flags & 0xf | 1, size)
             }),
         ], 1..12),
     ) {
-        let (front_end, iommu) = idle();
+        let (front_end, back_end) = idle();
         for chunk in chunks {
             // The back end may have ended the connection.
             if front_end.send_bytes(&chunk).is_err() {
@@ -368,8 +342,8 @@ proptest! {
         }
         let _ = front_end.hang_up();
         // The inner result depends on the bytes. The outer one is an error if the thread panicked.
-        prop_assert!(iommu.wait_for_end().unwrap().is_ok());
-        prop_assert!(!iommu.is_connected());
-        prop_assert!(!is_mapped(&iommu.iotlb(), 0));
+        prop_assert!(back_end.wait_for_end().unwrap().is_ok());
+        prop_assert!(back_end.iommu().is_closed());
+        prop_assert!(!is_mapped(&back_end.iommu().iotlb().snapshot(), 0));
     }
 }

@@ -7,9 +7,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{end, setup, user, Setup, HIGH, LOW, PAGE, REGION};
-use verify_iommu::IotlbMessage;
-use vhost::{VhostAccess, VhostIotlbType};
+use common::{end, payload, setup, user, Setup, HIGH, LOW, PAGE, REGION};
 use vm_memory::bitmap::{Bitmap, BitmapSlice};
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::iommu::Error as IommuError;
@@ -17,13 +15,17 @@ use vm_memory::{
     Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
     Permissions, ReadVolatile, VolatileMemoryError, VolatileSlice,
 };
+use vm_memory_vhost::IotlbMessage;
 
 const LONG: Duration = Duration::from_secs(10);
 const SHORT: Duration = Duration::from_millis(200);
 const IOVA: u64 = 0x8000;
 
-const MISS: u8 = VhostIotlbType::Miss as u8;
-const ACCESS_FAIL: u8 = VhostIotlbType::AccessFail as u8;
+/// Returns the miss that a device sends.
+fn miss(iova: u64, size: u64, access: Permissions) -> IotlbMessage {
+    let iova = GuestAddress(iova);
+    IotlbMessage::Miss { iova, size, access }
+}
 
 /// Checks that the IOMMU refused an access, with a reason that contains `what`.
 fn assert_refused<T: std::fmt::Debug>(result: Result<T, GuestMemoryError>, what: &str) {
@@ -40,21 +42,25 @@ fn access_to_missing_mappings_asks_and_succeeds() {
         memory,
         physical,
         front_end,
+        back_end,
     } = setup(LONG);
     thread::scope(|scope| {
         let front = scope.spawn(|| {
             // Maps the first page to the end of a region, and the next ones to the other region.
             let mut misses = Vec::new();
             while misses.len() < 2 {
-                let miss = front_end.next_request(Some(LONG)).unwrap().unwrap();
-                misses.push(miss);
-                let (guest, size) = match miss.iova & !(PAGE - 1) {
+                let request = front_end.next_request(Some(LONG)).unwrap().unwrap();
+                misses.push(request);
+                let IotlbMessage::Miss { iova, .. } = request else {
+                    panic!("{request:?}");
+                };
+                let iova = iova.0 & !(PAGE - 1);
+                let (guest, size) = match iova {
                     IOVA => (LOW + REGION - PAGE, PAGE),
                     _ => (HIGH + 3 * PAGE, 2 * PAGE),
                 };
-                let iova = miss.iova & !(PAGE - 1);
                 assert!(front_end
-                    .update(iova, size, user(guest), VhostAccess::ReadWrite)
+                    .update(iova, size, user(guest), Permissions::ReadWrite)
                     .unwrap());
             }
             misses
@@ -71,18 +77,12 @@ fn access_to_missing_mappings_asks_and_succeeds() {
         assert_eq!(back, data);
 
         let misses = front.join().unwrap();
-        let asked: Vec<_> = misses
-            .iter()
-            .map(|m| (m.iova, m.size, m.perm, m.kind))
-            .collect();
         // The whole range, and then the part that the first update did not map.
-        assert_eq!(
-            asked,
-            [
-                (IOVA + 0x400, 0x2800, 2, MISS),
-                (IOVA + PAGE, 0x1c00, 2, MISS)
-            ]
-        );
+        let expected = [
+            miss(IOVA + 0x400, 0x2800, Permissions::Write),
+            miss(IOVA + PAGE, 0x1c00, Permissions::Write),
+        ];
+        assert_eq!(misses, expected);
         let mut there = vec![0; 0xc00];
         physical
             .read_slice(&mut there, GuestAddress(LOW + REGION - PAGE + 0x400))
@@ -90,7 +90,7 @@ fn access_to_missing_mappings_asks_and_succeeds() {
         assert_eq!(there, data[..0xc00]);
         assert_eq!(front_end.next_request(Some(SHORT)).unwrap(), None);
     });
-    end(&memory);
+    end(&back_end);
 }
 
 #[test]
@@ -99,11 +99,12 @@ fn update_across_regions_maps_both() {
         memory,
         physical,
         front_end,
+        back_end,
     } = setup(SHORT);
     // Two pages that are adjacent in the front end, and far apart in the guest.
     let uaddr = user(LOW + REGION - PAGE);
     assert!(front_end
-        .update(IOVA, 2 * PAGE, uaddr, VhostAccess::ReadWrite)
+        .update(IOVA, 2 * PAGE, uaddr, Permissions::ReadWrite)
         .unwrap());
     memory
         .write_slice(&[7; 0x2000], GuestAddress(IOVA))
@@ -117,7 +118,7 @@ fn update_across_regions_maps_both() {
         physical.read_obj::<u8>(GuestAddress(HIGH + PAGE)).unwrap(),
         0
     );
-    end(&memory);
+    end(&back_end);
 }
 
 #[test]
@@ -126,23 +127,27 @@ fn access_without_permission_fails_and_is_reported_once() {
         memory,
         physical,
         front_end,
+        back_end,
     } = setup(LONG);
     physical.write_obj(0x55u8, GuestAddress(0x10)).unwrap();
     physical.write_obj(0x66u8, GuestAddress(PAGE)).unwrap();
     let update = |iova, guest, access| front_end.update(iova, PAGE, user(guest), access).unwrap();
-    assert!(update(IOVA, 0, VhostAccess::ReadOnly));
-    assert!(update(IOVA + PAGE, PAGE, VhostAccess::WriteOnly));
-    assert!(update(IOVA + 2 * PAGE, 2 * PAGE, VhostAccess::No));
+    assert!(update(IOVA, 0, Permissions::Read));
+    assert!(update(IOVA + PAGE, PAGE, Permissions::Write));
+    assert!(update(IOVA + 2 * PAGE, 2 * PAGE, Permissions::No));
 
     let at = GuestAddress;
     assert_eq!(memory.read_obj::<u8>(at(IOVA + 0x10)).unwrap(), 0x55);
-    assert_refused(memory.write_obj(1u8, at(IOVA + 0x10)), "not permitted");
-    assert_refused(memory.read_obj::<u8>(at(IOVA + PAGE)), "not permitted");
-    assert_refused(memory.read_obj::<u8>(at(IOVA + 2 * PAGE)), "not permitted");
+    assert_refused(memory.write_obj(1u8, at(IOVA + 0x10)), "does not permit");
+    assert_refused(memory.read_obj::<u8>(at(IOVA + PAGE)), "does not permit");
+    assert_refused(
+        memory.read_obj::<u8>(at(IOVA + 2 * PAGE)),
+        "does not permit",
+    );
     // A write that is half permitted does not happen at all.
     assert_refused(
         memory.write_slice(&[1; 32], at(IOVA + PAGE - 16)),
-        "not permitted",
+        "does not permit",
     );
     memory.write_obj(0x77u8, at(IOVA + PAGE + 1)).unwrap();
 
@@ -152,19 +157,23 @@ fn access_without_permission_fails_and_is_reported_once() {
     (expected[0x10], expected[0x1000], expected[0x1001]) = (0x55, 0x66, 0x77);
     assert_eq!(two_pages, expected);
 
-    end(&memory);
+    end(&back_end);
     let mut reports = Vec::new();
     while let Some(message) = front_end.next_request(Some(SHORT)).unwrap() {
-        reports.push((message.kind, message.iova, message.perm));
+        reports.push(message);
         if reports.len() == 100 {
             break;
         }
     }
+    let fail = |iova, size, access| {
+        let iova = GuestAddress(iova);
+        IotlbMessage::AccessFail { iova, size, access }
+    };
     let expected = [
-        (ACCESS_FAIL, IOVA + 0x10, 2),
-        (ACCESS_FAIL, IOVA + PAGE, 1),
-        (ACCESS_FAIL, IOVA + 2 * PAGE, 1),
-        (ACCESS_FAIL, IOVA + PAGE - 16, 2),
+        fail(IOVA + 0x10, 1, Permissions::Write),
+        fail(IOVA + PAGE, 1, Permissions::Read),
+        fail(IOVA + 2 * PAGE, 1, Permissions::Read),
+        fail(IOVA + PAGE - 16, 16, Permissions::Write),
     ];
     let mut once = reports.clone();
     once.dedup();
@@ -175,66 +184,78 @@ fn access_without_permission_fails_and_is_reported_once() {
 #[test]
 fn invalidate_of_part_of_mapping_is_a_miss() {
     let Setup {
-        memory, front_end, ..
+        memory,
+        front_end,
+        back_end,
+        ..
     } = setup(Duration::from_millis(20));
     assert!(front_end
-        .update(IOVA, 2 * PAGE, user(0), VhostAccess::ReadWrite)
+        .update(IOVA, 2 * PAGE, user(0), Permissions::ReadWrite)
         .unwrap());
     memory.write_obj(1u64, GuestAddress(IOVA + PAGE)).unwrap();
     assert!(front_end.invalidate(IOVA + 0x100, 8).unwrap());
     assert_refused(
         memory.read_obj::<u8>(GuestAddress(IOVA + 0x107)),
-        "sent no mapping",
+        "no mapping arrived",
     );
     assert_refused(
         memory.write_slice(&[0; 0x101], GuestAddress(IOVA)),
-        "sent no mapping",
+        "no mapping arrived",
     );
     memory.read_obj::<u64>(GuestAddress(IOVA + 0xf8)).unwrap();
     memory.read_obj::<u64>(GuestAddress(IOVA + 0x108)).unwrap();
-    end(&memory);
+    end(&back_end);
 }
 
 #[test]
 fn b02_invalidate_past_end_of_address_space_removes_rest() {
     let Setup {
-        memory, front_end, ..
+        memory,
+        front_end,
+        back_end,
+        ..
     } = setup(Duration::from_millis(20));
     let last_page = 0u64.wrapping_sub(PAGE);
     for size in [PAGE + 1, u64::MAX] {
         assert!(front_end
-            .update(last_page, PAGE, user(HIGH), VhostAccess::ReadOnly)
+            .update(last_page, PAGE, user(HIGH), Permissions::Read)
             .unwrap());
         memory.read_obj::<u64>(GuestAddress(u64::MAX - 7)).unwrap();
         assert!(front_end.invalidate(last_page + 8, size).unwrap());
         assert_refused(
             memory.read_obj::<u64>(GuestAddress(u64::MAX - 7)),
-            "sent no mapping",
+            "no mapping arrived",
         );
         memory.read_obj::<u64>(GuestAddress(last_page)).unwrap();
     }
-    end(&memory);
+    end(&back_end);
 }
 
 #[test]
 fn access_with_silent_front_end_fails_after_one_miss_message() {
     let Setup {
-        memory, front_end, ..
+        memory,
+        front_end,
+        back_end,
+        ..
     } = setup(SHORT);
     let mut buf = [0; 64];
     let mut accesses = 0;
     let mut ask = |what: &str, access: &mut dyn FnMut() -> Result<(), GuestMemoryError>| {
         let deadline = Instant::now() + SHORT;
-        assert_refused(access(), "sent no mapping");
+        assert_refused(access(), "no mapping arrived");
         assert!(
             Instant::now() >= deadline,
             "{what} failed before the deadline"
         );
         let mut asked = Vec::new();
         while let Some(message) = front_end.next_request(Some(SHORT / 4)).unwrap() {
-            asked.push((message.kind, message.iova));
+            let IotlbMessage::Miss { iova, .. } = message else {
+                panic!("{message:?}");
+            };
+            asked.push(iova.0);
         }
-        assert_eq!(asked, [(MISS, IOVA)], "{what} asks once");
+        assert_eq!(asked, [IOVA], "{what} asks once");
         accesses += 1;
     };
     let iova = GuestAddress(IOVA);
@@ -259,32 +280,33 @@ fn access_with_silent_front_end_fails_after_one_miss_message() {
         memory.get_slices(iova, 64, Permissions::Read).map(drop)
     });
     assert_eq!(accesses, 8);
-    end(&memory);
+    end(&back_end);
 }
 
 #[test]
 fn hang_up_ends_waits_and_removes_mappings() {
     let Setup {
-        memory, front_end, ..
+        memory,
+        front_end,
+        back_end,
+        ..
     } = setup(LONG);
     assert!(front_end
-        .update(IOVA, PAGE, user(0), VhostAccess::ReadWrite)
+        .update(IOVA, PAGE, user(0), Permissions::ReadWrite)
         .unwrap());
     memory.read_obj::<u8>(GuestAddress(IOVA)).unwrap();
     thread::scope(|scope| {
         let waiting = scope.spawn(|| memory.read_obj::<u8>(GuestAddress(IOVA + PAGE)));
-        assert_eq!(
-            front_end.next_request(Some(LONG)).unwrap().map(|m| m.kind),
-            Some(MISS)
-        );
+        let expected = miss(IOVA + PAGE, 1, Permissions::Read);
+        assert_eq!(front_end.next_request(Some(LONG)).unwrap(), Some(expected));
         front_end.hang_up().unwrap();
         // The reason is not the deadline.
-        assert_refused(waiting.join().unwrap(), "gone");
+        assert_refused(waiting.join().unwrap(), "closed");
     });
     // The mapping is removed, because no message could invalidate it after the front end hung up.
-    assert_refused(memory.read_obj::<u8>(GuestAddress(IOVA)), "gone");
-    assert!(!memory.iommu().is_connected());
-    end(&memory);
+    assert_refused(memory.read_obj::<u8>(GuestAddress(IOVA)), "closed");
+    assert!(memory.iommu().is_closed());
+    end(&back_end);
 }
 
 #[test]
@@ -293,10 +315,11 @@ fn write_through_iommu_marks_iova_and_fails_if_untracked() {
         memory,
         physical,
         front_end,
+        back_end,
     } = setup(SHORT);
     let map = |iova, size, guest| {
         assert!(front_end
-            .update(iova, size, user(guest), VhostAccess::ReadWrite)
+            .update(iova, size, user(guest), Permissions::ReadWrite)
             .unwrap());
     };
     let end_of_space = u64::try_from(common::IOVA_SPACE).unwrap();
@@ -355,7 +378,7 @@ fn write_through_iommu_marks_iova_and_fails_if_untracked() {
                 .dirty_at(usize::try_from(page * PAGE).unwrap()));
         }
     }
-    end(&memory);
+    end(&back_end);
 }
 
 /// A source that signals the start of a read, and waits before it completes the read.
@@ -387,6 +410,7 @@ fn b09_invalidate_during_access_is_acknowledged_after_it() {
             memory,
             physical,
             front_end,
+            back_end,
         } = setup(SHORT);
         for page in 0..pages {
             // Not adjacent, so that two pages are two slices.
@@ -395,7 +419,7 @@ fn b09_invalidate_during_access_is_acknowledged_after_it() {
                     IOVA + page * PAGE,
                     PAGE,
                     user(HIGH + 2 * page * PAGE),
-                    VhostAccess::ReadWrite
+                    Permissions::ReadWrite
                 )
                 .unwrap());
         }
@@ -431,17 +455,20 @@ fn b09_invalidate_during_access_is_acknowledged_after_it() {
         assert!(memory
             .get_slices(GuestAddress(IOVA), 1, Permissions::Read)
             .is_err());
-        end(&memory);
+        end(&back_end);
     }
 }
 
 #[test]
 fn b09_invalidate_with_slice_iterator_is_acknowledged_after_it() {
     let Setup {
-        memory, front_end, ..
+        memory,
+        front_end,
+        back_end,
+        ..
     } = setup(SHORT);
     assert!(front_end
-        .update(IOVA, PAGE, user(HIGH), VhostAccess::ReadWrite)
+        .update(IOVA, PAGE, user(HIGH), Permissions::ReadWrite)
         .unwrap());
     thread::scope(|scope| {
         let mut slices = memory
@@ -462,26 +489,23 @@ fn b09_invalidate_with_slice_iterator_is_acknowledged_after_it() {
         memory
             .get_slices(GuestAddress(IOVA), 1, Permissions::Read)
             .and_then(|slices| slices.stop_on_error().map(Iterator::count)),
-        "sent no mapping",
+        "no mapping arrived",
     );
-    end(&memory);
+    end(&back_end);
 }
 
 #[test]
 fn send_of_back_end_message_types_is_refused() {
     let Setup {
-        memory, front_end, ..
+        memory,
+        front_end,
+        back_end,
+        ..
     } = setup(SHORT);
-    for kind in [0, MISS, ACCESS_FAIL, 5, 6, 0xff] {
-        let message = IotlbMessage {
-            iova: IOVA,
-            size: PAGE,
-            uaddr: user(0),
-            perm: 3,
-            kind,
-        };
-        assert!(!front_end.send(message).unwrap(), "type {kind}");
+    for kind in [0, 1, 4, 5, 6, 0xff] {
+        let message = payload(IOVA, PAGE, user(0), 3, kind);
+        assert!(!front_end.send(&message).unwrap(), "type {kind}");
     }
-    assert!(memory.iommu().is_connected());
-    end(&memory);
+    assert!(!memory.iommu().is_closed());
+    end(&back_end);
 }

@@ -19,12 +19,12 @@ use std::time::Duration;
 
 use common::{end, setup, user, Memory, Physical, Setup, HIGH, LOW, PAGE, REGION};
 use verify_iommu::FrontEnd;
-use vhost::{VhostAccess, VhostIotlbType};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::iommu::Error as IommuError;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryResult, Permissions,
 };
+use vm_memory_vhost::IotlbMessage;
 
 /// The address of the first page that the front end maps.
 const IOVA: u64 = 0x10_0000;
@@ -114,9 +114,9 @@ impl Guest<'_> {
 
     fn send_update(&self, page: u64, mapped: Mapped) {
         let access = if mapped.writable {
-            VhostAccess::ReadWrite
+            Permissions::ReadWrite
         } else {
-            VhostAccess::ReadOnly
+            Permissions::Read
         };
         let sent = self
             .front_end
@@ -239,15 +239,18 @@ impl Guest<'_> {
             else {
                 continue;
             };
-            if request.kind == VhostIotlbType::AccessFail as u8 {
-                add_one(&self.breaches);
-                continue;
-            }
-            assert_eq!(request.kind, VhostIotlbType::Miss as u8);
+            let (iova, size) = match request {
+                IotlbMessage::Miss { iova, size, .. } => (iova.0, size),
+                IotlbMessage::AccessFail { .. } => {
+                    add_one(&self.breaches);
+                    continue;
+                }
+                other => panic!("{other:?}"),
+            };
             add_one(&self.misses);
             let table = self.table.lock().unwrap();
-            let last = request.iova + request.size - 1;
-            let pages = (request.iova - IOVA) / PAGE..=(last - IOVA) / PAGE;
+            let last = iova + size - 1;
+            let pages = (iova - IOVA) / PAGE..=(last - IOVA) / PAGE;
             for page in pages {
                 if let Some(mapped) = table[page as usize] {
                     self.send_update(page, mapped);
@@ -278,7 +281,8 @@ impl Device<'_> {
         match result {
             Ok(value) => Some(value),
             Err(GuestMemoryError::IommuError(IommuError::CannotResolve { reason, .. })) => {
-                let known = reason.contains("sent no mapping") || reason.contains("not permitted");
+                let known =
+                    reason.contains("no mapping arrived") || reason.contains("does not permit");
                 assert!(known || self.guest.stop.load(Ordering::Relaxed), "{reason}");
                 add_one(&self.count.refused);
                 None
@@ -437,6 +441,7 @@ fn access_after_acknowledged_invalidation_fails() {
         memory,
         physical,
         front_end,
+        back_end,
     } = setup(Duration::from_millis(3));
     let guest = Guest {
         physical: &physical,
@@ -476,5 +481,5 @@ fn access_after_acknowledged_invalidation_fails() {
             );
         }
     }
-    end(&memory);
+    end(&back_end);
 }

@@ -6,9 +6,10 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use verify_iommu::{FrontEnd, FrontEndRegion, RegionTable, VhostIommu};
+use verify_iommu::{BackEnd, FrontEnd, VhostIommu};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestAddress, GuestMemoryMmap, IommuMemory};
+use vm_memory_vhost::{MemoryRegion, RegionTable};
 
 pub const PAGE: u64 = 0x1000;
 
@@ -33,12 +34,13 @@ pub fn user(guest: u64) -> u64 {
 }
 
 pub fn table() -> RegionTable {
-    let region = |guest| FrontEndRegion {
-        guest: GuestAddress(guest),
-        len: REGION,
-        user: user(guest),
+    let region = |guest| MemoryRegion {
+        guest_address: GuestAddress(guest),
+        size: REGION,
+        user_address: user(guest),
+        mmap_offset: 0,
     };
-    RegionTable::new(vec![region(LOW), region(HIGH)]).unwrap()
+    RegionTable::new([region(LOW), region(HIGH)]).unwrap()
 }
 
 pub struct Setup {
@@ -47,23 +49,32 @@ pub struct Setup {
     /// The memory that the guest and the front end use.
     pub physical: Physical,
     pub front_end: Arc<FrontEnd>,
+    pub back_end: BackEnd,
 }
 
-pub fn setup(deadline: Duration) -> Setup {
+pub fn setup(timeout: Duration) -> Setup {
     let size = usize::try_from(REGION).unwrap();
     let physical =
         Physical::from_ranges(&[(GuestAddress(LOW), size), (GuestAddress(HIGH), size)]).unwrap();
     let (front_end, main, requests) = FrontEnd::pair().unwrap();
-    let iommu = VhostIommu::start(main, requests, table(), deadline).unwrap();
+    let back_end = BackEnd::start(main, requests, table(), timeout).unwrap();
+    let iommu = back_end.iommu().clone();
     let bitmap = AtomicBitmap::new(IOVA_SPACE, NonZeroUsize::new(0x1000).unwrap());
     Setup {
         memory: IommuMemory::new(physical.clone(), iommu, true, bitmap),
         physical,
         front_end: Arc::new(front_end),
+        back_end,
     }
 }
 
 /// Ends the connection, and checks that the receiver thread has not panicked.
-pub fn end(memory: &Memory) {
-    memory.iommu().disconnect().unwrap().unwrap().unwrap();
+pub fn end(back_end: &BackEnd) {
+    back_end.disconnect().unwrap().unwrap().unwrap();
+}
+
+/// The payload of an IOTLB message with any values.
+pub fn payload(iova: u64, size: u64, uaddr: u64, perm: u8, kind: u8) -> Vec<u8> {
+    let numbers = [iova, size, uaddr].map(u64::to_ne_bytes).concat();
+    [&numbers[..], &[perm, kind], &[0; 6]].concat()
 }

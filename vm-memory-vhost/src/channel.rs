@@ -1,0 +1,160 @@
+//! [`BackendChannel`]: sends the misses of a device to the front end.
+
+use std::io::{self, ErrorKind, Write};
+use std::sync::{Mutex, PoisonError};
+
+use vm_memory::iommu::{IovaRange, MappingSource};
+use vm_memory::Permissions;
+
+use crate::message::{Header, IotlbMessage, VHOST_USER_BACKEND_IOTLB_MSG};
+
+/// The back-end channel: the source of the mappings of an [`AskingIommu`].
+///
+/// It sends `Miss` and `AccessFail` messages to the front end, without `need_reply`. The writer is
+/// the socket of `VHOST_USER_SET_BACKEND_REQ_FD`, or any other that sends bytes to the front end.
+/// Set a write timeout for a socket: a front end that does not read must not block a device.
+///
+/// After a write that fails, the channel is closed, because a part of a message may have been sent.
+///
+/// [`AskingIommu`]: vm_memory::iommu::AskingIommu
+///
+/// # Examples
+///
+/// ```
+/// use std::io::Read;
+/// use std::os::unix::net::UnixStream;
+/// use std::time::Duration;
+/// use vm_memory::iommu::{AskingIommu, IommuMemory, SharedIotlb};
+/// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
+/// use vm_memory_vhost::{BackendChannel, Header, IotlbMessage};
+///
+/// let (channel, mut front_end) = UnixStream::pair()?;
+/// let iotlb = SharedIotlb::new();
+/// let iommu =
+///     AskingIommu::new(iotlb.clone(), Duration::from_secs(1), BackendChannel::new(channel));
+/// // The front end replies on the main channel, which another thread reads.
+/// std::thread::spawn(move || -> std::io::Result<()> {
+///     let mut message = [0; Header::SIZE + IotlbMessage::SIZE];
+///     front_end.read_exact(&mut message)?;
+///     let miss = IotlbMessage::decode(&message[Header::SIZE..]).unwrap();
+///     let iova = GuestAddress(0x8000);
+///     assert_eq!(miss, IotlbMessage::Miss { iova, size: 8, access: Permissions::Write });
+///     iotlb.set_mapping(iova, GuestAddress(0x1000), 0x1000, Permissions::ReadWrite).unwrap();
+///     Ok(())
+/// });
+///
+/// let physical: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
+/// let memory = IommuMemory::new(physical, iommu, true, ());
+/// memory.write_obj(7u64, GuestAddress(0x8000))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "VHOST_USER_SET_BACKEND_REQ_FD")]
+pub struct BackendChannel<W> {
+    writer: Mutex<Option<W>>,
+}
+
+impl<W: Write + Send> BackendChannel<W> {
+    /// Creates a channel that writes to `writer`.
+    pub fn new(writer: W) -> Self {
+        Self {
+            writer: Mutex::new(Some(writer)),
+        }
+    }
+
+    fn send(&self, message: &IotlbMessage) -> io::Result<()> {
+        let size = u32::try_from(IotlbMessage::SIZE).unwrap_or(u32::MAX);
+        let header = Header::request(VHOST_USER_BACKEND_IOTLB_MSG, size).encode();
+        let bytes = [&header[..], &message.encode()].concat();
+        // A message is written as a whole, or the channel is closed.
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        // Taken out, so that the channel is also closed if the writer panics.
+        let mut open = writer
+            .take()
+            .ok_or_else(|| io::Error::new(ErrorKind::NotConnected, "the channel is closed"))?;
+        open.write_all(&bytes)?;
+        *writer = Some(open);
+        Ok(())
+    }
+}
+
+/// Returns the length of a range in a message.
+fn size_of(range: &IovaRange) -> u64 {
+    u64::try_from(range.length).unwrap_or(u64::MAX)
+}
+
+impl<W: Write + Send> MappingSource for BackendChannel<W> {
+    fn request_mapping(&self, range: &IovaRange, access: Permissions) -> io::Result<()> {
+        let (iova, size) = (range.base, size_of(range));
+        self.send(&IotlbMessage::Miss { iova, size, access })
+    }
+
+    fn report_refusal(&self, range: &IovaRange, access: Permissions) -> io::Result<()> {
+        let (iova, size) = (range.base, size_of(range));
+        self.send(&IotlbMessage::AccessFail { iova, size, access })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use vm_memory::GuestAddress;
+
+    /// A writer that keeps the bytes, and fails after `left` of them.
+    struct Limited {
+        bytes: Arc<Mutex<Vec<u8>>>,
+        left: usize,
+    }
+
+    impl Write for Limited {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let written = bytes.len().min(self.left).min(13);
+            self.left -= written;
+            self.bytes.lock().unwrap().extend(&bytes[..written]);
+            Ok(written)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn request_after_partial_write_is_not_sent() {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let channel = BackendChannel::new(Limited {
+            bytes: Arc::clone(&bytes),
+            left: 2 * 44 + 20,
+        });
+        let iova = GuestAddress(0x8000);
+        let range = IovaRange {
+            base: iova,
+            length: 0x2000,
+        };
+        channel.request_mapping(&range, Permissions::Read).unwrap();
+        channel.report_refusal(&range, Permissions::Write).unwrap();
+        let error = channel.request_mapping(&range, Permissions::Read);
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::WriteZero);
+        let error = channel.request_mapping(&range, Permissions::Read);
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::NotConnected);
+
+        let bytes = bytes.lock().unwrap();
+        assert_eq!(bytes.len(), 2 * 44 + 20);
+        let messages: Vec<_> = bytes
+            .chunks_exact(44)
+            .map(|bytes| {
+                let header = Header::decode(bytes.first_chunk().unwrap());
+                assert_eq!(header, Ok(Header::request(1, 32)));
+                IotlbMessage::decode(&bytes[12..]).unwrap()
+            })
+            .collect();
+        let size = 0x2000;
+        let access = Permissions::Read;
+        let miss = IotlbMessage::Miss { iova, size, access };
+        let access = Permissions::Write;
+        let fail = IotlbMessage::AccessFail { iova, size, access };
+        assert_eq!(messages, [miss, fail]);
+    }
+}
