@@ -132,8 +132,10 @@
 //! | run time | [`plug_state`] | always | none |
 //! | boot | [`Arena::new`] | always | `mmap`, `munmap` |
 //! | boot | [`Arena::new`] | for the first memory of the process | `madvise`; `openat`, `read`, `statx`, `close` to read /proc |
-//! | run time | [`Arena::map`] | always | `fstatfs`, `mmap`, `munmap` |
-//! | run time | [`Arena::unmap`] | always | `mmap`, `munmap` |
+//! | run time | [`Arena::map`] | always | `fstatfs`, `mmap`, `munmap`, `mremap` |
+//! | run time | [`Arena::map`] | if the kernel lacks memory for page tables | `mincore` |
+//! | run time | [`Arena::unmap`] | always | `mmap` |
+//! | run time | [`Arena::unmap`] | if the kernel lacks memory for page tables | `mincore` |
 //! | run time | [`residency()`] | always | `mincore`, `statx`; `openat`, `read`, `close` to read /proc |
 //! | run time | [`residency()`] | for a private file | `mmap`, `munmap` |
 //! | run time | [`describe`] | for a file | `fcntl` |

@@ -33,6 +33,9 @@ use crate::sys::{self, bytes, ReservedArena};
 /// The arena is not a region of guest memory: the accesses of vm-memory do not reach it. A device
 /// that receives an address in the window as a buffer gets an error.
 ///
+/// An untrusted process may serve a file (FUSE), and can then delay the calls and the accesses of
+/// the guest without limit. Pass memfds of such processes only.
+///
 /// All files are mapped shared. Dropping the arena unmaps it: remove the KVM slot before.
 /// Do not use it in a child of fork(2).
 ///
@@ -166,16 +169,22 @@ impl Arena {
     /// mapping or the new one. The arena does not keep the file open. [`Permissions::No`] unmaps
     /// the range.
     ///
+    /// The file is mapped elsewhere, and the mapping is then moved into the arena. Another process
+    /// that seals the file meanwhile causes an error, and the arena keeps all its addresses.
+    ///
+    /// # Aborts
+    ///
+    /// Aborts the process if the kernel has unmapped the range and then lacks memory for page
+    /// tables. Another thread could get the addresses, and the guest would reach its memory.
+    ///
     /// # Errors
     ///
     /// Returns an [`ArenaError`] and changes nothing if
     ///
     /// - the range is empty, not whole pages, or not inside the arena;
-    /// - the guests of this process use too many VMAs; or
-    /// - the system refuses the file, for example because it is not open for the access.
-    ///
-    /// If memory for page tables or the process's VMAs run out, the addresses of the range may be
-    /// lost. Each later use of them then returns an error.
+    /// - the guests of this process use too many VMAs;
+    /// - the system refuses the file, for example because it is not open for the access; or
+    /// - the system cannot move its mapping, for example one of huge pages before Linux 5.16.
     pub fn map(
         &self,
         offset: u64,
@@ -189,22 +198,29 @@ impl Arena {
             Permissions::Write | Permissions::ReadWrite => true,
             Permissions::No => return self.unmap(offset, len),
         };
-        self.change("map", offset, len, true, |reserved, offset, len| {
-            reserved.map(offset, len, file, file_offset, writable)
+        // Before the lock: a server of the file may delay this, but not the calls for other files.
+        let page = sys::page_size_of(file).map_err(|source| ArenaError::System {
+            what: "examine the file for",
+            offset,
+            len,
+            source,
+        })?;
+        self.change("map", offset, len, Some(page), |reserved, offset, len| {
+            reserved.map(offset, len, file, page, file_offset, writable)
         })
     }
 
     /// Makes a range inaccessible. Parts of it may already be inaccessible.
     ///
+    /// # Aborts
+    ///
+    /// Aborts the process under the condition that [`map`](Self::map) describes.
+    ///
     /// # Errors
     ///
     /// Returns an [`ArenaError`] under the conditions that [`map`](Self::map) lists.
     pub fn unmap(&self, offset: u64, len: u64) -> Result<(), ArenaError> {
-        let unmap = |reserved: &mut ReservedArena, offset, len| {
-            reserved.unmap(offset, len)?;
-            Ok(sys::page_size())
-        };
-        self.change("unmap", offset, len, false, unmap)
+        self.change("unmap", offset, len, None, ReservedArena::unmap)
     }
 
     /// Returns the mapped ranges as offset and length, in ascending order.
@@ -216,13 +232,14 @@ impl Arena {
             .collect()
     }
 
+    /// Changes a range with `change`. `page` is the page size of the file that is mapped there.
     fn change(
         &self,
         what: &'static str,
         offset: u64,
         len: u64,
-        is_mapped: bool,
-        change: impl FnOnce(&mut ReservedArena, usize, usize) -> io::Result<usize>,
+        page: Option<usize>,
+        change: impl FnOnce(&mut ReservedArena, usize, usize) -> io::Result<()>,
     ) -> Result<(), ArenaError> {
         let mut state = self.lock();
         let State {
@@ -242,22 +259,22 @@ impl Arena {
             len,
             size: self.size,
         })?;
-        let needed = vmas_of(pieces.count_after(start, end, is_mapped));
+        let needed = vmas_of(pieces.count_after(start, end, page.is_some()));
         if !vmas.try_take_for_guest(needed.saturating_sub(vmas.count())) {
             return Err(ArenaError::TooManyPieces {
                 pieces: pieces.0.len(),
             });
         }
         let result = change(reserved, start, end.saturating_sub(start));
-        if let Ok(page) = result {
+        if result.is_ok() {
             pieces.cut(start, end);
-            if is_mapped {
+            if let Some(page) = page {
                 pieces.0.insert(start, Piece { end, page });
             }
         }
         let needed = vmas_of(pieces.0.len());
         vmas.release(vmas.count().saturating_sub(needed));
-        result.map(drop).map_err(|source| ArenaError::System {
+        result.map_err(|source| ArenaError::System {
             what,
             offset,
             len,

@@ -3,8 +3,11 @@
 use std::fs::File;
 use std::io::{Error, Result};
 
-use super::reservation::{Reservation, Source, TrialMapping};
+use super::reservation::{abort_unless_mapped, Reservation, Source, TrialMapping};
 use super::{file_system, huge_page_size, page_size, HUGETLBFS, READ_WRITE};
+
+/// Moves a mapping to a given address, over everything that is mapped there.
+const MOVE: libc::c_int = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
 
 /// Reserved addresses between two guards. They are inaccessible, except where a file is mapped.
 #[derive(Debug)]
@@ -47,35 +50,30 @@ impl ReservedArena {
             return Err(Error::other("the arena belongs to the parent process"));
         }
         // Does not overflow: the reservation has a guard more than `self.len`.
-        let start = offset.saturating_add(page_size());
-        if self
-            .reservation
-            .has_gap_in(start, start.saturating_add(len))
-        {
-            return Err(Error::other("an earlier change has lost these addresses"));
-        }
-        Ok(start)
+        Ok(offset.saturating_add(page_size()))
     }
 
     /// Maps a part of a file over a range, shared, in place of everything that is mapped there.
-    /// Returns the page size of the file.
     ///
-    /// Fails if the range cuts a page of the file. The caller checks that it cuts none of a file
-    /// that is mapped there: the kernel does not divide a huge page.
+    /// `page` is the [page size](page_size_of) of the file. Fails if the range cuts a page of the
+    /// file. The caller checks that it cuts none of a file that is mapped there: the kernel does
+    /// not divide a huge page.
+    ///
+    /// # Aborts
+    ///
+    /// Aborts the process if the kernel has unmapped the range and then fails, for lack of memory
+    /// for page tables. Another thread could get these addresses, and the guest would then reach
+    /// its memory.
     pub(crate) fn map(
         &mut self,
         offset: usize,
         len: usize,
         file: &File,
+        page: usize,
         file_offset: u64,
         writable: bool,
-    ) -> Result<usize> {
+    ) -> Result<()> {
         let start = self.part(offset, len)?;
-        let system = file_system(file)?;
-        let page = match system.kind {
-            HUGETLBFS => usize::try_from(system.block_size).unwrap_or(usize::MAX),
-            _ => page_size(),
-        };
         let at = self.host_address().wrapping_add(offset);
         if !(at | len).is_multiple_of(page.max(1)) {
             return Err(Error::from_raw_os_error(libc::EINVAL));
@@ -92,35 +90,79 @@ impl ReservedArena {
         } else {
             libc::PROT_READ
         };
-        self.replace(start, len, protection, source, len)?;
-        Ok(page)
+        let detached = detached(len, page, protection, source)?;
+        let to = self.reservation.addr.wrapping_add(start);
+        // SAFETY: `part` has checked that the range at `to` is inside the reservation, in the
+        // process that made it. The reservation has no gaps. It is private to `self`, so no
+        // `Mapped` has a part of it. `&mut self` excludes another change, and no code of this crate
+        // accesses the range. `detached` has `len` bytes and no gaps, and this function owns it.
+        let moved = unsafe { libc::mremap(detached.addr.cast(), len, len, MOVE, to) };
+        if moved == libc::MAP_FAILED {
+            let refused = Error::last_os_error();
+            abort_unless_mapped(to, len);
+            return Err(refused);
+        }
+        detached.disown(0, len);
+        Ok(())
     }
 
     /// Makes a range inaccessible again, and unmaps the files there.
     ///
     /// The caller checks that it cuts no huge page.
+    ///
+    /// # Aborts
+    ///
+    /// Aborts the process under the condition of [`map`](Self::map).
     pub(crate) fn unmap(&mut self, offset: usize, len: usize) -> Result<()> {
         let start = self.part(offset, len)?;
-        self.replace(start, len, libc::PROT_NONE, Source::Anonymous, page_size())
+        let inaccessible = (libc::PROT_NONE, Source::Anonymous);
+        // SAFETY: 1. `part` has checked that the range is inside the reservation, which has no
+        // gaps. The reservation is private to `self`, so no `Mapped` has a part of it. `&mut self`
+        // excludes another change, and no code of this crate accesses the range. 2. `is_here` has
+        // returned `true` in `part`. 3. The source is not a file.
+        let replaced = unsafe {
+            self.reservation
+                .map_fixed(start, len, inaccessible.0, inaccessible.1)
+        };
+        replaced.inspect_err(|_| {
+            abort_unless_mapped(self.reservation.addr.wrapping_add(start), len);
+        })
     }
+}
 
-    /// Replaces a part of the reservation that [`part`](Self::part) has checked.
-    ///
-    /// A trial mapping of `trial` bytes elsewhere shows first whether the kernel accepts it.
-    fn replace(
-        &mut self,
-        start: usize,
-        len: usize,
-        protection: libc::c_int,
-        source: Source<'_>,
-        trial: usize,
-    ) -> Result<()> {
-        drop(TrialMapping::new(trial, protection, source)?);
-        // SAFETY: 1. `part` has checked that the range is inside the reservation and in no gap.
-        // No `Mapped` exists for this reservation, which is private to `self`, and `&mut self`
-        // excludes another change. No code of this crate accesses the range. 2. `is_here` has
-        // returned `true` in `part`. 3. `map` has refused other lengths for a file on hugetlbfs.
-        let replaced = unsafe { self.reservation.map_fixed(start, len, protection, source) };
-        replaced.inspect_err(|_| self.reservation.lose(start, start.saturating_add(len)))
+/// Returns the page size of a file. May wait for the server of the file (FUSE).
+pub(crate) fn page_size_of(file: &File) -> Result<usize> {
+    let system = file_system(file)?;
+    Ok(match system.kind {
+        HUGETLBFS => usize::try_from(system.block_size).unwrap_or(usize::MAX),
+        _ => page_size(),
+    })
+}
+
+/// Maps a file at addresses that are aligned to `page`, and owns them.
+///
+/// The kernel asks the file when it maps it, and the file may refuse: another process can seal it
+/// at any moment. mmap(2) with MAP_FIXED may unmap its target before that. Moving a mapping does
+/// not ask the file again. Some mappings cannot be moved, such as huge pages before Linux 5.16.
+/// This function has moved the mapping once.
+fn detached(
+    len: usize,
+    page: usize,
+    protection: libc::c_int,
+    source: Source<'_>,
+) -> Result<Reservation> {
+    let mapping = TrialMapping::new(len, protection, source)?;
+    let detached = Reservation::new(len, 0, page, 0)?;
+    // SAFETY: `detached` has `len` bytes and was made above, so nothing uses its addresses, and it
+    // has no gaps. `mapping` has `len` bytes, and no other code knows its address.
+    let moved = unsafe { libc::mremap(mapping.addr.cast(), len, len, MOVE, detached.addr) };
+    if moved == libc::MAP_FAILED {
+        let refused = Error::last_os_error();
+        // The kernel may have unmapped them, and other code may have mapped memory there.
+        detached.lose(0, len);
+        return Err(refused);
     }
+    // Its addresses are unmapped.
+    std::mem::forget(mapping);
+    Ok(detached)
 }

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use vm_memory::VolatileSlice;
 
 use super::process::Process;
-use super::reservation::{arguments, unmap, Reservation, Source, TrialMapping};
+use super::reservation::{
+    abort_unless_mapped, arguments, unmap, Reservation, Source, TrialMapping,
+};
 use super::{check, page_size, READ_WRITE};
 
 /// Memory that is mapped in a part of a reservation. Dropping it frees the memory.
@@ -236,21 +238,7 @@ impl Mapped {
             return Ok(());
         }
         let refused = Error::last_os_error();
-        // mincore(2) fails with ENOMEM if the range has an unmapped address. Nothing is allocated
-        // before it, because an allocation could be mapped into the hole.
-        let mut pages = [0; 4096];
-        let step = page_size().saturating_mul(pages.len());
-        for done in (0..len).step_by(step) {
-            let here = len.saturating_sub(done).min(step);
-            if self
-                .resident(offset.saturating_add(done), here, &mut pages)
-                .is_err()
-            {
-                std::process::abort();
-            }
-        }
-        // Either nothing was unmapped, or another thread has filled exactly this hole. The latter
-        // cannot be detected.
+        abort_unless_mapped(to.cast(), len);
         Err(refused)
     }
 

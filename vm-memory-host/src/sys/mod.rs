@@ -12,7 +12,7 @@ mod reservation;
 mod signals;
 mod threads;
 
-pub(crate) use arena::ReservedArena;
+pub(crate) use arena::{page_size_of, ReservedArena};
 pub(crate) use files::{
     allocate_own_range, allocate_range, block_device_length, can_be_sealed, cannot_shrink,
     file_system, is_open_for_writing, memfd, next_data, punch_hole, seal_length, zero_range,

@@ -130,12 +130,6 @@ impl Reservation {
         self.lock_gaps().clear();
     }
 
-    /// Returns whether a part no longer belongs to the reservation, or an end of it.
-    pub(super) fn has_gap_in(&self, start: usize, end: usize) -> bool {
-        let gaps = self.lock_gaps();
-        gaps.iter().any(|(from, to)| *from < end && start < *to)
-    }
-
     /// Makes room for one gap more than `parts`.
     fn make_room(&self, parts: usize) {
         self.lock_gaps().reserve(parts.saturating_add(1));
@@ -265,9 +259,30 @@ pub(super) unsafe fn unmap(addr: *mut u8, len: usize) {
     }
 }
 
+/// Aborts the process if an address of a range is unmapped.
+///
+/// Call it if the kernel refuses to replace a range that a guest can reach. The kernel may have
+/// unmapped it, and another thread could get the addresses. If another thread has filled exactly
+/// the hole already, that cannot be detected.
+pub(super) fn abort_unless_mapped(addr: *mut u8, len: usize) {
+    // mincore(2) fails with ENOMEM if the range has an unmapped address. Nothing is allocated here,
+    // because an allocation could be mapped into the hole.
+    let mut pages = [0u8; 4096];
+    let step = page_size().saturating_mul(pages.len());
+    for done in (0..len).step_by(step) {
+        let here = len.saturating_sub(done).min(step);
+        let at = addr.wrapping_add(done).cast();
+        // SAFETY: the kernel writes one byte for each page of the range, and `pages` has one for
+        // each page of `step`. It accesses no byte of the range.
+        if unsafe { libc::mincore(at, here, pages.as_mut_ptr()) } != 0 {
+            std::process::abort();
+        }
+    }
+}
+
 /// A mapping at addresses that the kernel chooses, to test whether the kernel accepts it.
 pub(super) struct TrialMapping {
-    addr: *mut u8,
+    pub(super) addr: *mut u8,
     len: usize,
 }
 
