@@ -90,10 +90,12 @@
 //! | [`iommu`] | memory that an IOMMU translates | `iommu` |
 //! | [`fault`] | recovery from SIGBUS and SIGSEGV | |
 //!
-//! Three features have no module of their own. `derive` adds `#[derive(ByteValued)]`, which proves
+//! Four features have no module of their own. `derive` adds `#[derive(ByteValued)]`, which proves
 //! that a struct is a plain value. `zerocopy` adds `Zerocopy`, a wrapper for types that the crate
 //! `zerocopy` has proved to be plain. `serde` implements `Serialize` and `Deserialize` for
-//! addresses, ranges of IOVAs, [`Permissions`] and [`iommu::IotlbCounters`].
+//! addresses, ranges of IOVAs, [`Permissions`] and [`iommu::IotlbCounters`]. `log` writes messages
+//! to the crate `log`. The level `warn` reports memory that cannot be unmapped, and the level
+//! `debug` the fault handler. Accesses write no messages.
 //!
 //! The feature `xen` adds regions of Xen guests: foreign and grant mappings, by `MmapRange`. It
 //! removes two variants of `MmapRegionError`, so docs.rs shows the crate without it. In a checkout,
@@ -195,7 +197,7 @@ compile_error!(
 // A module imports from its own line and from the lines above it (`cargo xtask layers`).
 //
 // ```text
-// address, convert, bits, page_size, zeroed, retired        arithmetic and helpers
+// address, convert, bits, messages, page_size, zeroed, retired  arithmetic and helpers
 // access                                                    the routines that move guest bytes
 // xen                                                       mappings of Xen guest memory
 // bitmap                                                    dirty tracking of one region
@@ -204,6 +206,9 @@ compile_error!(
 // mmap, iommu, atomic, vectored                             mappings, translation, swapped maps
 // dirty                                                     the dirty pages of a whole memory
 // ```
+#[macro_use]
+mod messages;
+
 #[expect(unsafe_code, reason = "moves guest bytes; no other module does")]
 mod access;
 pub use access::fault;

@@ -284,6 +284,7 @@ pub fn install() -> std::io::Result<()> {
     install()?;
     // Release: a thread that sees the flag sees the handler installed.
     INSTALLED.store(true, Ordering::Release);
+    log_debug!("the fault handler is installed");
     Ok(())
 }
 

@@ -210,6 +210,11 @@
 //! [`Description`], [`FileLayout`], [`Residency`], [`HugePagePool`], [`GroupLimit`], [`Progress`]
 //! and the types in them. A description and a file layout are checked while they are deserialised.
 //! Unknown fields of a description are refused.
+//!
+//! The feature `log`, which is off by default, writes messages to the crate `log`. The level `warn`
+//! reports a name that the kernel does not support, and memory that cannot be unmapped. The level
+//! `debug` reports each region that is mapped, and files of /proc and /sys that cannot be read. A
+//! logger makes system calls of its own.
 
 #![cfg(target_os = "linux")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -235,6 +240,7 @@
 // A module imports only from its own line or from lines above it.
 //
 // ```text
+// messages              messages to the crate log
 // sys                   system calls: reservations, mapped memory, files, threads
 // region                the request: Region, Backing, Options
 // host                  resources and limits of the machine: pools, NUMA nodes, control groups
@@ -244,6 +250,9 @@
 // operations            prefault, discard, plug, residency, content
 // builder, description  builds memory from a request; describes it as data
 // ```
+#[macro_use]
+mod messages;
+
 mod arena;
 mod builder;
 mod description;

@@ -153,6 +153,9 @@ impl Mapping {
                     (page, size) = (larger_page, rounded);
                 }
                 _ => {
+                    log_warning!(
+                        "cannot unmap {wanted:#x} bytes, whose private pages are freed: {error}"
+                    );
                     self.free_pages();
                     return Err(error);
                 }

@@ -98,7 +98,9 @@ fn map_region(
         BuildError::system(span, what, source, &remedy)
     })?;
     match mapping.apply_name(0, len) {
-        Err(error) if !region.options.require_name && is_unsupported(&error) => {}
+        Err(error) if !region.options.require_name && is_unsupported(&error) => {
+            log_warning!("region {span}: the kernel does not support its name: {error}");
+        }
         result => result.map_err(|source| {
             let advice = "do not require a name, or use a kernel with CONFIG_ANON_VMA_NAME";
             BuildError::system(span, "set its name", source, advice)
@@ -108,6 +110,12 @@ fn map_region(
         bind_huge_pages(&mapping, host)?;
     }
     plug_initial_blocks(region, &mapping, host)?;
+    log_debug!(
+        "region {span}: mapped {} memory with pages of {:#x} bytes at host address {:#x}",
+        mapping.kind(),
+        mapping.page_size(),
+        mapping.host_address()
+    );
     Ok(Arc::new(mapping))
 }
 

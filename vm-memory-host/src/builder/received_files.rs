@@ -72,6 +72,8 @@ fn close_detached(files: Vec<Arc<File>>) {
         .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
         .is_err()
     {
+        let count = files.len();
+        log_warning!("{count} descriptors stay open: {MAX_THREADS} threads are closing others");
         return std::mem::forget(files);
     }
     // Nothing drops `files` in this thread, even if the thread is refused.

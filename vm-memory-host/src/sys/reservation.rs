@@ -251,6 +251,8 @@ pub(super) unsafe fn unmap(addr: *mut u8, len: usize) {
     if unsafe { libc::munmap(addr.cast(), len) } == 0 {
         return;
     }
+    let error = Error::last_os_error();
+    log_warning!("cannot unmap {len:#x} bytes, whose pages are freed: {error}");
     STILL_MAPPED.fetch_add(bytes(len), Ordering::Relaxed);
     for advice in [libc::MADV_DONTNEED, super::mapped::MADV_DONTNEED_LOCKED] {
         // SAFETY: munmap(2) has failed, so the range is still mapped. The caller owns its pages,
