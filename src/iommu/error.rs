@@ -57,7 +57,7 @@ pub enum Error {
 /// assert_eq!(range.to_string(), "0x1000-0x2fff");
 /// # Ok::<(), std::num::TryFromIntError>(())
 /// ```
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct IovaRange {
     /// The first address.
@@ -98,7 +98,7 @@ impl TryFrom<Range<u64>> for IovaRange {
 /// # Examples
 ///
 /// See [`Iotlb`](super::Iotlb).
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct MappedRange {
     /// The first address.
