@@ -47,6 +47,12 @@ enum Step {
     Switch {
         on: bool,
     },
+    Set(SetStep),
+}
+
+/// A step that does not use the memory.
+#[derive(Arbitrary, Debug)]
+enum SetStep {
     Insert {
         at: At,
         len: u32,
@@ -183,54 +189,7 @@ pub fn run(data: &[u8]) {
                 DirtyMemory::set_tracking(&memory, to);
                 on = to;
             }
-            Step::Insert { at, len } => {
-                let at = addr(at);
-                dirty.insert_range(GuestAddress(at), len as usize);
-                found.extend(pages(at.into(), u128::from(at) + u128::from(len)));
-            }
-            Step::Remove { at, len } => {
-                let at = addr(at);
-                dirty.remove_range(GuestAddress(at), len as usize);
-                let end = u128::from(at) + u128::from(len);
-                found.retain(|page| *page < at || end < u128::from(*page) + u128::from(PAGE));
-            }
-            Step::InsertAll => {
-                dirty.insert_all();
-                found.extend(pages(0, 1 << 64));
-            }
-            Step::Clear => {
-                dirty.clear();
-                found.clear();
-            }
-            Step::Exchange => {
-                core::mem::swap(&mut dirty, &mut other.0);
-                core::mem::swap(&mut found, &mut other.1);
-            }
-            Step::Union => {
-                dirty.union_with(&other.0);
-                found.extend(&other.1);
-            }
-            Step::Difference => {
-                dirty.difference_with(&other.0);
-                found.retain(|page| !other.1.contains(page));
-            }
-            Step::Ring { slot, offset } => {
-                let slot = addr(slot);
-                let outside = dirty.insert_ring([(GuestAddress(slot), offset)]);
-                let first = u128::from(slot) + u128::from(offset) * u128::from(PAGE);
-                let before = pages(first, first + u128::from(PAGE)).count();
-                assert_eq!(outside == 0, before != 0);
-                found.extend(pages(first, first + u128::from(PAGE)));
-            }
-            Step::IovaLog {
-                mappings,
-                at,
-                words,
-                page_size,
-            } => {
-                let log = Log::new(at, words, page_size);
-                insert_iova_log(&mappings, &log, &mut dirty, &mut found);
-            }
+            Step::Set(step) => apply(step, (&mut dirty, &mut found), (&mut other.0, &mut other.1)),
         }
         let seen: BTreeSet<u64> = dirty
             .runs()
@@ -241,6 +200,64 @@ pub fn run(data: &[u8]) {
         assert_eq!(dirty == other.0, found == other.1);
         let estimate = DirtyMemory::estimate(&memory);
         assert_eq!(estimate, marked.len() as u64 * PAGE);
+    }
+}
+
+/// Applies a step to a set and its model.
+fn apply(
+    step: SetStep,
+    (dirty, found): (&mut DirtyMemory, &mut BTreeSet<u64>),
+    (other, other_found): (&mut DirtyMemory, &mut BTreeSet<u64>),
+) {
+    match step {
+        SetStep::Insert { at, len } => {
+            let at = addr(at);
+            dirty.insert_range(GuestAddress(at), len as usize);
+            found.extend(pages(at.into(), u128::from(at) + u128::from(len)));
+        }
+        SetStep::Remove { at, len } => {
+            let at = addr(at);
+            dirty.remove_range(GuestAddress(at), len as usize);
+            let end = u128::from(at) + u128::from(len);
+            found.retain(|page| *page < at || end < u128::from(*page) + u128::from(PAGE));
+        }
+        SetStep::InsertAll => {
+            dirty.insert_all();
+            found.extend(pages(0, 1 << 64));
+        }
+        SetStep::Clear => {
+            dirty.clear();
+            found.clear();
+        }
+        SetStep::Exchange => {
+            core::mem::swap(dirty, other);
+            core::mem::swap(found, other_found);
+        }
+        SetStep::Union => {
+            dirty.union_with(other);
+            found.extend(&*other_found);
+        }
+        SetStep::Difference => {
+            dirty.difference_with(other);
+            found.retain(|page| !other_found.contains(page));
+        }
+        SetStep::Ring { slot, offset } => {
+            let slot = addr(slot);
+            let outside = dirty.insert_ring([(GuestAddress(slot), offset)]);
+            let first = u128::from(slot) + u128::from(offset) * u128::from(PAGE);
+            let before = pages(first, first + u128::from(PAGE)).count();
+            assert_eq!(outside == 0, before != 0);
+            found.extend(pages(first, first + u128::from(PAGE)));
+        }
+        SetStep::IovaLog {
+            mappings,
+            at,
+            words,
+            page_size,
+        } => {
+            let log = Log::new(at, words, page_size);
+            insert_iova_log(&mappings, &log, dirty, found);
+        }
     }
 }
 
