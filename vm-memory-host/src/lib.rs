@@ -155,8 +155,9 @@
 //! - In a jail without /sys and /proc, all functions make the same calls, which fail.
 //!   [`HostResources`] describes the results.
 //! - The crate closes some descriptors that support no seals in a thread that it creates. Their
-//!   region requires seals, or no region of a description uses them. There are at most 64 such
-//!   threads. They make the calls of [`prefault()`] with two threads.
+//!   region requires seals, or no region of a description uses them, or they are received
+//!   [`Descriptors`]. There are at most 64 such threads. They make the calls of [`prefault()`] with
+//!   two threads.
 //! - [`MemoryBuilder::prefault`] adds the calls of [`prefault()`] to the build.
 //! - [`unplug_all`] makes the calls of [`unplug`].
 //! - [`discard_pages()`] and [`Balloon::inflate`] make the calls of [`discard()`].

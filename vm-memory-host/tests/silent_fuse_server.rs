@@ -20,8 +20,8 @@ use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use test_support::{in_own_process, skipped, LockedFile, MIB};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vm_memory_host::{
-    describe, prefault, residency, Backing, BuildError, Description, DescriptionError, Lock,
-    MemoryBuilder, Region,
+    describe, prefault, residency, Backing, BuildError, Description, DescriptionError, Descriptors,
+    Lock, MemoryBuilder, Region,
 };
 
 /// Opcodes of Linux `include/uapi/linux/fuse.h`.
@@ -199,6 +199,23 @@ fn drop_of_builder_that_requires_seals_does_not_wait_for_server_of_file() {
     description.regions[0].options.sealed = true;
     let file = server.open();
     returned(move || drop(description.builder(vec![file.into()].into()).unwrap()));
+}
+
+/// A receiver that refuses a description drops the descriptors that came with it.
+#[test]
+fn drop_of_received_descriptors_does_not_wait_for_server_of_file() {
+    let Some(server) =
+        Server::mount("drop_of_received_descriptors_does_not_wait_for_server_of_file")
+    else {
+        return;
+    };
+    let file = server.open();
+    returned(move || {
+        let received = Descriptors::from(vec![file.into()]);
+        let clone = received.clone();
+        drop(received);
+        assert_eq!(clone.len(), 1);
+    });
 }
 
 #[test]

@@ -55,9 +55,10 @@ impl From<Vec<Arc<File>>> for ReceivedFiles {
 
 impl Drop for ReceivedFiles {
     fn drop(&mut self) {
-        let may_wait = |file: &Arc<File>| Arc::strong_count(file) == 1 && !sys::can_be_sealed(file);
-        let files = std::mem::take(&mut self.0);
-        let (slow, _): (Vec<_>, Vec<_>) = files.into_iter().partition(may_wait);
+        let files = std::mem::take(&mut self.0).into_iter();
+        let may_wait = files.filter(|file| !sys::can_be_sealed(file));
+        // Returns the file to one of the threads that drop it at the same time.
+        let slow: Vec<File> = may_wait.filter_map(Arc::into_inner).collect();
         if !slow.is_empty() {
             close_detached(slow);
         }
@@ -65,7 +66,7 @@ impl Drop for ReceivedFiles {
 }
 
 /// Closes files in a separate thread, or leaves them open if there can be no such thread.
-fn close_detached(files: Vec<Arc<File>>) {
+fn close_detached(files: Vec<File>) {
     // Relaxed: the counter protects no other memory.
     let one_more = |threads: usize| (threads < MAX_THREADS).then(|| threads.saturating_add(1));
     if THREADS

@@ -4,12 +4,19 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use crate::builder::ReceivedFiles;
+
 /// The descriptors that a [`Description`](super::Description) refers to, in its order.
 ///
 /// [`describe`](super::describe) returns them, and
 /// [`Description::builder`](super::Description::builder) takes them. A sender passes each
 /// descriptor to the other process (`SCM_RIGHTS`, unix(7)), which collects those that it receives.
 /// Within a process, a clone refers to the same descriptors.
+///
+/// A received descriptor can be that of a server that never replies (FUSE). Dropping it does not
+/// wait for the server: a separate thread closes it, as [`Description::builder`] describes.
+///
+/// [`Description::builder`]: super::Description::builder
 ///
 /// # Examples
 ///
@@ -31,35 +38,63 @@ use std::sync::Arc;
 /// ```
 #[derive(Clone, Debug, Default)]
 #[doc(alias = "SCM_RIGHTS")]
-pub struct Descriptors(pub(super) Vec<Arc<File>>);
+pub struct Descriptors {
+    files: Vec<Arc<File>>,
+    /// Whether another process may have sent them.
+    are_received: bool,
+}
 
 impl Descriptors {
+    /// Lists the files of memory of this process.
+    pub(super) fn of_memory(files: Vec<Arc<File>>) -> Self {
+        Self {
+            files,
+            are_received: false,
+        }
+    }
+
+    /// Takes all files, which the result closes without waiting for their servers.
+    pub(super) fn take(mut self) -> ReceivedFiles {
+        std::mem::take(&mut self.files).into()
+    }
+
     /// Returns the number of descriptors.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.files.len()
     }
 
     /// Returns whether there are none, because all memory is anonymous.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.files.is_empty()
     }
 
     /// Returns the descriptor with an index of
     /// [`BackingDescription::Descriptor`](super::BackingDescription::Descriptor).
     pub fn get(&self, index: usize) -> Option<&File> {
-        self.0.get(index).map(Arc::as_ref)
+        self.files.get(index).map(Arc::as_ref)
     }
 
     /// Returns the descriptors in the order of their indices.
     pub fn iter(&self) -> impl Iterator<Item = &File> {
-        self.0.iter().map(Arc::as_ref)
+        self.files.iter().map(Arc::as_ref)
     }
 }
 
 impl FromIterator<OwnedFd> for Descriptors {
     fn from_iter<I: IntoIterator<Item = OwnedFd>>(descriptors: I) -> Self {
         let descriptors = descriptors.into_iter();
-        Self(descriptors.map(|fd| Arc::new(File::from(fd))).collect())
+        Self {
+            files: descriptors.map(|fd| Arc::new(File::from(fd))).collect(),
+            are_received: true,
+        }
+    }
+}
+
+impl Drop for Descriptors {
+    fn drop(&mut self) {
+        if self.are_received {
+            drop(ReceivedFiles::from(std::mem::take(&mut self.files)));
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::builder::MemoryBuilder;
-use crate::builder::{check_layout, ReceivedFiles, MAX_FILE_LENGTH};
+use crate::builder::{check_layout, MAX_FILE_LENGTH};
 use crate::error::{BuildError, NotProvisioned};
 use crate::mapping::{bytes, provisioned, span_of, HostMapped, HostMapping};
 use crate::region::{Backing, BackingKind, Blocks, Options, Region, Sharing, Span};
@@ -252,7 +252,10 @@ where
             blocks: blocks(mapping),
         });
     }
-    Ok((Description::new(regions), Descriptors(files.list)))
+    Ok((
+        Description::new(regions),
+        Descriptors::of_memory(files.list),
+    ))
 }
 
 /// The files of regions, each of them once.
@@ -375,7 +378,7 @@ impl Description {
     /// region refers to a descriptor that is not in `descriptors`.
     pub fn builder(&self, descriptors: Descriptors) -> Result<MemoryBuilder, DescriptionError> {
         // Dropped last: closes the files that no region uses, and all of them after an error.
-        let files = ReceivedFiles::from(descriptors.0);
+        let files = descriptors.take();
         self.check_version()?;
         let mut builder = MemoryBuilder::new();
         for described in &self.regions {
