@@ -7,7 +7,8 @@ use std::fs;
 use std::num::NonZeroU64;
 use std::sync::{Mutex, PoisonError};
 
-use test_support::{temp_file, PAGE_U64 as PAGE};
+use rustix::mm::{mlockall, MlockAllFlags};
+use test_support::{in_own_process, skipped, temp_file, PAGE_U64 as PAGE};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
 use vm_memory_host::{
     discard, Arena, ArenaError, Backing, BuildError, MemoryBuilder, Region, Unplugged,
@@ -128,4 +129,32 @@ fn unmap_in_arena_without_free_vmas_makes_room_for_another_map() {
     arena.unmap(0, arena.size()).unwrap();
     assert_eq!(arena.mapped(), []);
     map(0).unwrap();
+}
+
+/// New mappings of a process that has called mlockall(2) are locked. The kernel does not merge them
+/// with those of an older arena, and each unmapped range would stay a VMA of its own.
+#[test]
+fn unmap_in_arena_after_mlockall_leaves_one_vma_between_pieces() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let test = "unmap_in_arena_after_mlockall_leaves_one_vma_between_pieces";
+    in_own_process(test, |test| {
+        let file = temp_file(&[0x55; PAGE as usize]);
+        let arena = Arena::new(1 << 20).unwrap();
+        if let Err(error) = mlockall(MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT) {
+            return skipped(test, error);
+        }
+        let access = Permissions::Read;
+        let before = vmas();
+        for page in 0..100 {
+            let offset = page * 2 * PAGE;
+            arena.map(offset, PAGE, &file, 0, access).unwrap();
+            arena.unmap(offset, PAGE).unwrap();
+        }
+        assert!(vmas() <= before + 20, "{} after {before}", vmas());
+        // The range between two pieces, and a part of a piece.
+        arena.map(8 * PAGE, PAGE, &file, 0, access).unwrap();
+        arena.map(0, 4 * PAGE, &file, 0, access).unwrap();
+        arena.unmap(2 * PAGE, 4 * PAGE).unwrap();
+        assert_eq!(arena.mapped(), [(0, 2 * PAGE), (8 * PAGE, PAGE)]);
+    });
 }

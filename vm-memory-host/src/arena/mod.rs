@@ -36,6 +36,9 @@ use crate::sys::{self, bytes, ReservedArena};
 /// An untrusted process may serve a file (FUSE), and can then delay the calls and the accesses of
 /// the guest without limit. Pass memfds of such processes only.
 ///
+/// In a process that has called mlockall(2) with `MCL_FUTURE`, inaccessible addresses count against
+/// `RLIMIT_MEMLOCK`. The limit must allow twice the size of the arena.
+///
 /// All files are mapped shared. Dropping the arena unmaps it: remove the KVM slot before.
 /// Do not use it in a child of fork(2).
 ///
@@ -265,7 +268,11 @@ impl Arena {
                 pieces: pieces.0.len(),
             });
         }
-        let result = change(reserved, start, end.saturating_sub(start));
+        let (from, to) = match page {
+            Some(_) => (start, end),
+            None => pieces.between(start, end, reserved.len()),
+        };
+        let result = change(reserved, from, to.saturating_sub(from));
         if result.is_ok() {
             pieces.cut(start, end);
             if let Some(page) = page {
@@ -288,8 +295,9 @@ impl Arena {
     }
 }
 
-/// The VMAs of an arena without mapped pieces.
-const VMAS_OF_EMPTY: usize = 1;
+/// The VMAs of an arena without mapped pieces: the addresses between two guards. The kernel merges
+/// all three unless mlockall(2) was called after the arena was created.
+const VMAS_OF_EMPTY: usize = 3;
 
 /// Returns an upper bound of the VMAs of an arena: its pieces, and the addresses between them.
 fn vmas_of(pieces: usize) -> usize {
@@ -330,6 +338,21 @@ impl Pieces {
                     && !at.saturating_sub(piece_start).is_multiple_of(piece.page)
             })
         })
+    }
+
+    /// Extends a range that is unmapped to the pieces before and after it.
+    ///
+    /// All addresses between two pieces are then one VMA. After mlockall(2), the kernel does not
+    /// merge new mappings with older ones.
+    fn between(&self, start: usize, end: usize, len: usize) -> (usize, usize) {
+        let before = self.0.range(..start).next_back();
+        let from = before.map_or(0, |(_, piece)| piece.end.min(start));
+        let last = self.0.range(..end).next_back();
+        let to = match last {
+            Some((_, piece)) if piece.end > end => end,
+            _ => self.0.range(end..).next().map_or(len, |(next, _)| *next),
+        };
+        (from, to)
     }
 
     /// Returns the pieces that are partly or wholly in a range, in descending order.
