@@ -53,7 +53,7 @@
 //!
 //! The functions with `exact` or `all` repeat the call until all bytes are moved. If they cannot
 //! finish, they return [`PartialBuffer`](crate::GuestMemoryError::PartialBuffer) with the number of
-//! bytes moved, or the error itself if no byte was moved. The exact methods of
+//! bytes moved, or the error itself if no byte was moved. The exact methods of [`IoBuffer`] and of
 //! [`Bytes`](crate::Bytes) do the same.
 //!
 //! Behind an IOMMU, a translation fails as a whole if one of its bytes is not mapped. The function
@@ -70,8 +70,9 @@
 //!
 //! A function that reads into guest memory marks all pages of its vectors dirty. This includes
 //! calls with a short count, and calls that fail with an error other than `EAGAIN` and `EINTR`. The
-//! device may have written bytes that the kernel does not count. The exception is
-//! [`IoBuffer::read_from`]: if the call succeeds, it marks only the bytes that were read.
+//! device may have written bytes that the kernel does not count. The exceptions are
+//! [`IoBuffer::read_from`] and [`IoBuffer::read_exact_from`]: a call that succeeds marks only the
+//! bytes that were read.
 //!
 //! # Costs
 //!
@@ -369,7 +370,7 @@ fn transfer_all<M: GuestMemory + ?Sized>(
         let mut segments = Segments::new(direction.access());
         let inaccessible = segments.fill(&mut slices, MAX_VECTORS).err();
         let (moved, failed) =
-            segments.transfer_all(direction, fd.as_fd(), position.after(completed));
+            segments.transfer_all(direction, fd.as_fd(), position.after(completed), false);
         completed = completed.saturating_add(moved);
         match failed.map(Error::IOError).or(inaccessible) {
             None if segments.count() == MAX_VECTORS => {}

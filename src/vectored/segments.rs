@@ -398,9 +398,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         if direction == Transfer::Read && may_have_written(&result) {
             let marked = match (&result, position) {
                 (Ok(moved), FilePosition::Current) => *moved,
-                _ => IoVector::as_iovecs(vectors)
-                    .iter()
-                    .fold(0, |sum: usize, vector| sum.saturating_add(vector.iov_len)),
+                _ => total_len(vectors),
             };
             self.mark_dirty(0, marked);
         }
@@ -410,33 +408,41 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     /// Transfers all bytes, by as many system calls as necessary.
     ///
     /// Returns the number of bytes moved, and the error that ended the transfer early, if there was
-    /// one.
-    ///
-    /// There are at most [`MAX_VECTORS`] segments.
+    /// one. A read marks these bytes. After an error, a read also marks bytes that may have been
+    /// written without being counted. These are the bytes that a failed call could reach. Unless
+    /// `trusts_counts` is true, a short call is treated like a failed one.
     pub(super) fn transfer_all(
         &self,
         direction: Transfer,
         fd: BorrowedFd<'_>,
         position: FilePosition,
+        trusts_counts: bool,
     ) -> (usize, Option<std::io::Error>) {
         let mut done = 0usize;
+        // The end of the bytes that a call may have written, counted or not.
+        let mut reached = 0usize;
         let mut rest = None;
         // A bitmap may also panic when it is sliced for the rest of the vectors.
         let reads = direction == Transfer::Read;
         let on_panic = reads.then(|| OnPanic(|| self.mark_all()));
         while done < self.len() {
             let vectors = rest.as_ref().unwrap_or(&self.vectors);
+            let vectors = vectors.get(..MAX_VECTORS).unwrap_or(vectors);
             let result = self.transfer_vectors(vectors, direction, fd, position.after(done));
-            let wrote = may_have_written(&result);
+            let is_exact = trusts_counts && result.is_ok();
+            if reads && !is_exact && may_have_written(&result) {
+                reached = reached.max(done.saturating_add(total_len(vectors)));
+            }
             let error = match result {
                 Ok(0) => early_end(direction),
                 Ok(moved) => {
-                    if direction == Transfer::Read {
+                    if reads {
                         self.mark_dirty(done, moved);
                     }
                     done = done.saturating_add(moved);
                     // Collecting the parts takes no longer than the call, which checks all vectors.
-                    let parts = self.parts(done, usize::MAX);
+                    // Finding the first one passes the segments before it.
+                    let parts = self.parts(done, usize::MAX).take(MAX_VECTORS);
                     rest = Some(
                         parts
                             .map(|part| IoVector::new(&part))
@@ -446,11 +452,9 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
                 }
                 Err(error) => error,
             };
-            // An earlier call was also given these bytes, and had a short count. They are marked
+            // An earlier call may have reached these bytes, and had a short count. They are marked
             // only here: marking them after each short count would take quadratic time.
-            if direction == Transfer::Read && (wrote || done != 0) {
-                self.mark_dirty(done, usize::MAX);
-            }
+            self.mark_dirty(done, reached.saturating_sub(done));
             core::mem::forget(on_panic);
             return (done, Some(error));
         }
@@ -534,6 +538,12 @@ impl<S: BitmapSlice> Drop for Segments<'_, S> {
             self.mark_all();
         }
     }
+}
+
+/// Returns the number of bytes that vectors name.
+fn total_len(vectors: &[IoVector]) -> usize {
+    let lengths = IoVector::as_iovecs(vectors).iter().map(|one| one.iov_len);
+    lengths.fold(0, usize::saturating_add)
 }
 
 /// Returns the error for a system call that moved no bytes.

@@ -61,7 +61,9 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// dropped. [`cancel_front`](Self::cancel_front) removes bytes that no device wrote.
     ///
     /// It allocates nothing. After [`read_from`](Self::read_from), the pages are already marked,
-    /// and `complete_front` only removes the bytes.
+    /// and `complete_front` only removes the bytes. A buffer that was not created for writes is
+    /// never marked: use it, or [`cancel_front`](Self::cancel_front), to continue after a short
+    /// [`write_to`](Self::write_to).
     ///
     /// # Examples
     ///
@@ -105,6 +107,9 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///
     /// Returns `count`, or the length of the buffer if that is less. If in doubt, use
     /// [`complete_front`](Self::complete_front), which marks them.
+    ///
+    /// It also removes the bytes that a short [`write_to`](Self::write_to) has written. In a buffer
+    /// for [`Permissions::Read`](crate::Permissions::Read), nothing is to be marked.
     pub fn cancel_front(&mut self, count: usize) -> usize {
         let removed = self.segments.remove_front(count);
         self.release_if_empty();

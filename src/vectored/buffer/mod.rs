@@ -16,10 +16,12 @@ use crate::guest_memory::{
 
 /// Ranges of guest memory for I/O, such as the descriptors of one virtio request.
 ///
-/// [`read_from`](Self::read_from), [`write_to`](Self::write_to) and their variants transfer the
-/// whole list at once. The [vectors](Self::vectors) serve io_uring, AIO, vhost and other
-/// asynchronous I/O, which completes later, possibly on another thread. Up to eight segments need
-/// no allocation, nor does a buffer that is [cleared](Self::clear) and used again.
+/// [`read_exact_from`](Self::read_exact_from), [`write_all_to`](Self::write_all_to) and their
+/// variants for a file transfer the whole list. [`read_from`](Self::read_from),
+/// [`write_to`](Self::write_to) and their variants make one system call. The
+/// [vectors](Self::vectors) serve io_uring, AIO, vhost and other asynchronous I/O, which completes
+/// later, possibly on another thread. Up to eight segments need no allocation, nor does a buffer
+/// that is [cleared](Self::clear) and used again.
 ///
 /// # Lifetime
 ///
@@ -52,8 +54,8 @@ use crate::guest_memory::{
 ///
 /// # Dirty tracking
 ///
-/// [`read_from`](Self::read_from), [`read_from_at`](Self::read_from_at) and
-/// [`copy_from`](Self::copy_from) mark the pages that they write.
+/// [`read_from`](Self::read_from), [`read_exact_from`](Self::read_exact_from), their variants for
+/// a file, and [`copy_from`](Self::copy_from) mark the pages that they write.
 ///
 /// If the [vectors](Self::vectors) of a buffer for writing were used, its pages are marked when it
 /// is completed or dropped. So an early return or a panic loses no page. All pages are marked:
@@ -197,7 +199,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///
     /// Segments that the buffer has already stay. Buffers that are split off have the same limit.
     /// With more than [`MAX_VECTORS`] segments, pass that number to one operation, and continue
-    /// with [`split_off`](Self::split_off).
+    /// with [`split_off`](Self::split_off). [`read_exact_from`](Self::read_exact_from) and
+    /// [`write_all_to`](Self::write_all_to) take any number.
     ///
     /// # Examples
     ///

@@ -50,9 +50,13 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// device. Use [`read_from_at`](Self::read_from_at) for a file. The call covers the first
     /// [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is repeated after `EINTR`.
     ///
-    /// Returns the number of bytes read; 0 at the end of the stream. Marks the pages of these bytes
-    /// dirty, and no others. The bytes after them are unspecified: a device must not report them.
-    /// If the call fails, marks all pages that it could reach, except after `EAGAIN`.
+    /// Returns the number of bytes read; 0 at the end of the stream. An empty buffer makes no call
+    /// and also returns 0: check [`is_empty`](Self::is_empty) first. To fill the whole buffer, use
+    /// [`read_exact_from`](Self::read_exact_from).
+    ///
+    /// Marks the pages of the bytes read dirty, and no others. The bytes after them are
+    /// unspecified: a device must not report them. If the call fails, marks all pages that it could
+    /// reach, except after `EAGAIN`.
     ///
     /// # Examples
     ///
@@ -96,7 +100,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// Reads at `offset` of `file` into the buffer, by one `preadv(2)`.
     ///
     /// The call covers the first [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is
-    /// repeated after `EINTR`. Returns the number of bytes read; 0 at the end of the file.
+    /// repeated after `EINTR`. Returns the number of bytes read; 0 at the end of the file. An empty
+    /// buffer makes no call and also returns 0.
     ///
     /// Marks the pages of these bytes dirty. After a short count, it marks all pages that the call
     /// could reach, since the storage writes whole blocks with `O_DIRECT`. A short count usually
@@ -137,7 +142,12 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// Writes the bytes of the buffer to `fd`, by one `writev(2)` at the descriptor's own position.
     ///
     /// The call covers the first [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is
-    /// repeated after `EINTR`. Returns the number of bytes written.
+    /// repeated after `EINTR`. Returns the number of bytes written. An empty buffer makes no call
+    /// and returns 0.
+    ///
+    /// To continue after a short count, remove the written bytes with
+    /// [`cancel_front`](Self::cancel_front), which marks nothing, and call this again. To write the
+    /// whole buffer, use [`write_all_to`](Self::write_all_to).
     ///
     /// # Errors
     ///
@@ -153,7 +163,12 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// Writes the bytes of the buffer to `file` at `offset`, by one `pwritev(2)`.
     ///
     /// The call covers the first [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is
-    /// repeated after `EINTR`. Returns the number of bytes written.
+    /// repeated after `EINTR`. Returns the number of bytes written. An empty buffer makes no call
+    /// and returns 0.
+    ///
+    /// To continue after a short count, remove the written bytes with
+    /// [`cancel_front`](Self::cancel_front), which marks nothing, and call this again. To write the
+    /// whole buffer, use [`write_all_to_at`](Self::write_all_to_at).
     ///
     /// # Errors
     ///
@@ -164,6 +179,204 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     #[doc(alias = "pwritev")]
     pub fn write_to_at(&self, file: &impl AsFd, offset: u64) -> Result<usize> {
         self.transfer(Transfer::Write, file, FilePosition::Offset(offset))
+    }
+
+    /// Fills the buffer from `fd`, by as many `readv(2)` as necessary.
+    ///
+    /// Use it for a descriptor whose bytes the kernel copies, such as a socket or a pipe. Use
+    /// [`read_exact_from_at`](Self::read_exact_from_at) for a file. Each call is at the
+    /// descriptor's own position, covers at most [`MAX_VECTORS`](crate::vectored::MAX_VECTORS)
+    /// segments, and is repeated after `EINTR`. An empty buffer makes no call.
+    ///
+    /// Marks the pages of the bytes read dirty, and keeps the bytes in the buffer. A device reports
+    /// [`len`](Self::len) bytes, and drops or [clears](Self::clear) the buffer.
+    ///
+    /// # Examples
+    ///
+    /// The socket has only a part of the bytes. A device removes this part, and waits for more:
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use std::io::Write;
+    /// use std::os::unix::net::UnixStream;
+    /// use std::sync::Arc;
+    /// use vm_memory::vectored::IoBuffer;
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap, Permissions};
+    ///
+    /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
+    /// let memory = Arc::new(memory);
+    /// let (mut peer, socket) = UnixStream::pair()?;
+    /// socket.set_nonblocking(true)?;
+    ///
+    /// let ranges = [(GuestAddress(0x1000), 4), (GuestAddress(0x3000), 4)];
+    /// let mut request = IoBuffer::from_ranges(&memory, ranges, Permissions::Write)?;
+    /// peer.write_all(&[1; 6])?;
+    /// match request.read_exact_from(&socket) {
+    ///     Err(GuestMemoryError::PartialBuffer { completed, .. }) => {
+    ///         assert_eq!(request.complete_front(completed), 6);
+    ///     }
+    ///     other => return Err(format!("{other:?}").into()),
+    /// }
+    /// // The error itself: the socket has no more bytes.
+    /// assert!(request.read_exact_from(&socket).is_err());
+    /// peer.write_all(&[2; 2])?;
+    /// request.read_exact_from(&socket)?;
+    /// assert_eq!(memory.read_obj::<[u8; 4]>(GuestAddress(0x3000))?, [1, 1, 2, 2]);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If some bytes were read before the transfer ended early, returns [`Error::PartialBuffer`]
+    /// with their number, and marks their pages. [`complete_front`](Self::complete_front) removes
+    /// them. The next call then returns the error itself, if it persists. Otherwise returns:
+    ///
+    /// - [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    ///   [`Permissions::Write`] or `ReadWrite`;
+    /// - [`Error::IOError`] with the error of the system call, or of the kind `UnexpectedEof` at
+    ///   the end of the stream.
+    ///
+    /// A system call that fails with an error other than `EAGAIN` marks all pages that it could
+    /// reach.
+    #[doc(alias = "readv")]
+    pub fn read_exact_from(&self, fd: &impl AsFd) -> Result<()> {
+        self.transfer_all(Transfer::Read, fd, FilePosition::Current)
+    }
+
+    /// Fills the buffer from `file` at `offset`, by as many `preadv(2)` as necessary.
+    ///
+    /// Each call covers at most [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is
+    /// repeated after `EINTR`. An empty buffer makes no call.
+    ///
+    /// Marks the pages of the bytes read dirty, and keeps the bytes in the buffer. A device reports
+    /// [`len`](Self::len) bytes, and drops or [clears](Self::clear) the buffer.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use std::fs::File;
+    /// use std::sync::Arc;
+    /// use vm_memory::vectored::IoBuffer;
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
+    ///
+    /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
+    /// let memory = Arc::new(memory);
+    /// memory.write_obj(u64::MAX, GuestAddress(0x3000))?;
+    /// let ranges = [(GuestAddress(0x1000), 0x200), (GuestAddress(0x3000), 0x200)];
+    /// let data = IoBuffer::from_ranges(&memory, ranges, Permissions::Write)?;
+    /// data.read_exact_from_at(&File::open("/dev/zero")?, 0x10_0000)?;
+    /// assert_eq!(memory.read_obj::<u64>(GuestAddress(0x3000))?, 0);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If some bytes were read before the transfer ended early, returns [`Error::PartialBuffer`]
+    /// with their number. Otherwise returns:
+    ///
+    /// - [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    ///   [`Permissions::Write`] or `ReadWrite`;
+    /// - [`Error::IOError`] with the error of the system call, or of the kind `UnexpectedEof` at
+    ///   the end of the file.
+    ///
+    /// After an error, marks all pages that a system call may have written, as
+    /// [`read_from_at`](Self::read_from_at) does.
+    #[doc(alias = "preadv")]
+    pub fn read_exact_from_at(&self, file: &impl AsFd, offset: u64) -> Result<()> {
+        self.transfer_all(Transfer::Read, file, FilePosition::Offset(offset))
+    }
+
+    /// Writes the whole buffer to `fd`, by as many `writev(2)` as necessary.
+    ///
+    /// Each call is at the descriptor's own position, covers at most
+    /// [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is repeated after `EINTR`. An
+    /// empty buffer makes no call. The bytes stay in the buffer.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use std::io::Read;
+    /// use std::os::unix::net::UnixStream;
+    /// use std::sync::Arc;
+    /// use vm_memory::vectored::IoBuffer;
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
+    ///
+    /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
+    /// let memory = Arc::new(memory);
+    /// memory.write_slice(b"packet", GuestAddress(0x1000))?;
+    /// let ranges = [(GuestAddress(0x1003), 3), (GuestAddress(0x1000), 3)];
+    /// let packet = IoBuffer::from_ranges(&memory, ranges, Permissions::Read)?;
+    /// let (socket, mut peer) = UnixStream::pair()?;
+    /// packet.write_all_to(&socket)?;
+    /// let mut received = [0; 6];
+    /// peer.read_exact(&mut received)?;
+    /// assert_eq!(&received, b"ketpac");
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If some bytes were written before the transfer ended early, returns
+    /// [`Error::PartialBuffer`] with their number. [`cancel_front`](Self::cancel_front) removes
+    /// them. The next call then returns the error itself, if it persists, such as `EAGAIN`.
+    /// Otherwise returns:
+    ///
+    /// - [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    ///   [`Permissions::Read`] or `ReadWrite`;
+    /// - [`Error::IOError`] with the error of the system call, or of the kind `WriteZero` if it
+    ///   writes nothing.
+    #[doc(alias = "writev")]
+    pub fn write_all_to(&self, fd: &impl AsFd) -> Result<()> {
+        self.transfer_all(Transfer::Write, fd, FilePosition::Current)
+    }
+
+    /// Writes the whole buffer to `file` at `offset`, by as many `pwritev(2)` as necessary.
+    ///
+    /// Each call covers at most [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is
+    /// repeated after `EINTR`. An empty buffer makes no call. The bytes stay in the buffer.
+    ///
+    /// # Examples
+    ///
+    /// See [`write_all_to`](Self::write_all_to).
+    ///
+    /// # Errors
+    ///
+    /// If some bytes were written before the transfer ended early, returns
+    /// [`Error::PartialBuffer`] with their number. Otherwise returns:
+    ///
+    /// - [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    ///   [`Permissions::Read`] or `ReadWrite`;
+    /// - [`Error::IOError`] with the error of the system call, or of the kind `WriteZero` if it
+    ///   writes nothing.
+    #[doc(alias = "pwritev")]
+    pub fn write_all_to_at(&self, file: &impl AsFd, offset: u64) -> Result<()> {
+        self.transfer_all(Transfer::Write, file, FilePosition::Offset(offset))
+    }
+
+    /// Transfers all bytes, by as many system calls as necessary.
+    fn transfer_all(
+        &self,
+        direction: Transfer,
+        fd: &impl AsFd,
+        position: FilePosition,
+    ) -> Result<()> {
+        self.require(direction.access())?;
+        // Storage may write more than the count of a short read (`O_DIRECT`).
+        let trusts_counts = matches!(position, FilePosition::Current);
+        let segments = &self.segments;
+        match segments.transfer_all(direction, fd.as_fd(), position, trusts_counts) {
+            (_, None) => Ok(()),
+            (0, Some(error)) => Err(Error::IOError(error)),
+            (completed, Some(_)) => Err(Error::PartialBuffer {
+                expected: self.len(),
+                completed,
+            }),
+        }
     }
 
     /// Transfers by one system call, unless the buffer is empty.

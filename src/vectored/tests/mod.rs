@@ -1,4 +1,5 @@
 mod device;
+mod exact_buffer;
 mod io_buffer;
 mod io_vectors;
 mod limits;
