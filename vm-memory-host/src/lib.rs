@@ -144,7 +144,6 @@
 //! | run time | drop of the last map | next to another region | `munlock`, `madvise`, `mmap` |
 //! | migration | [`content()`] | always | `openat`, `pread64`, `close` |
 //! | migration | [`content()`] | for a file | `statx`, `fstatfs`, `lseek`; `mincore` for huge pages |
-//!
 //! | all | allocator, locks, end of a thread | always | `brk`, `exit`, `exit_group`, `futex`, `madvise`, `mmap`, `mprotect`, `mremap`, `munmap`, `restart_syscall`, `rt_sigprocmask`, `rt_sigreturn`, `sched_yield`, `sigaltstack` |
 //! | all | close of a descriptor | with debug assertions | `fcntl` |
 //!
