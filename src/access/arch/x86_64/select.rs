@@ -162,7 +162,7 @@ pub(crate) struct Detected;
 // - `middle_sse`, `middle_avx`, `middle_avx512` and `middle_undetected` take at least 32 bytes, and
 //   are selected for more than `NARROW_MAX` bytes.
 // - `rep_bytes` and `streaming_avx` take more than 128 bytes, and are selected for at least
-//   `LIMITS.rep` bytes.
+//   `LIMITS.rep` bytes. `rep_bytes` may pass at least 66 bytes on to `middle_undetected`.
 // - `fill_vectors` and `fill_ascending` take each length.
 // - `vectors_sse` and `vectors_avx` take multiples of 32 bytes, as `blocks` requires.
 unsafe impl Select for Detected {
@@ -201,7 +201,7 @@ fn detected_long_copy(len: usize) -> Routine {
     clippy::as_conversions,
     reason = "only a cast makes a pointer of a function"
 )]
-pub(super) static MIDDLE: AtomicPtr<()> = AtomicPtr::new(middle_undetected as *mut ());
+static MIDDLE: AtomicPtr<()> = AtomicPtr::new(middle_undetected as *mut ());
 
 #[inline(always)]
 fn detected_middle_copy() -> Routine {

@@ -306,7 +306,9 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn middle_avx512() {
 /// Copies more than 128 bytes with `rep movsb`, once the destination is aligned to a cache line.
 ///
 /// If the destination is less than 32 bytes above the source modulo 4096, AMD's Zen 4 executes
-/// `rep movsb` up to 16 times slower. The routine for shorter copies moves these bytes.
+/// `rep movsb` up to 16 times slower. The routine for shorter copies moves these bytes. It is found
+/// by [`middle_undetected`], because a crate of type `dylib` cannot refer to a static of this one.
+/// At least 66 bytes are left then.
 ///
 /// # Safety
 ///
@@ -335,15 +337,13 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn rep_bytes() {
         "and eax, 4095",
         "dec eax",
         "cmp eax, 31",
-        "jb 4f",
+        "jb {middle}",
         "rep movsb",
         "xor eax, eax",
         "3:",
         "ret",
-        "4:",
-        "jmp qword ptr [rip + {middle}]",
         fault_entry!("2b", "3b", "3b", "1"),
-        middle = sym super::super::select::MIDDLE,
+        middle = sym middle_undetected,
     )
 }
 
