@@ -18,7 +18,9 @@ use crate::page_size::host_page_size;
 /// [`kvm`](Self::kvm) describes the log of a KVM slot.
 ///
 /// Bit `i` of word `w` stands for page `64 * w + i`. A log in bytes, such as that of vhost-user
-/// (vhost-user specification, "Migration"), is a log in words of little-endian order.
+/// (vhost-user specification, "Migration"), is a log in words of little-endian order. A log in
+/// memory that a back end shares must be read and cleared atomically:
+/// `vm_memory_vhost::log::SharedLog::harvest` does this, and returns a `LogWords`.
 ///
 /// # Examples
 ///

@@ -27,14 +27,21 @@
 //!
 //! 1. Start tracking: [`DirtyMemory::set_tracking`] for the threads of this process, and the log
 //!    of KVM (`KVM_MEM_LOG_DIRTY_PAGES`) for the guest's CPUs.
-//! 2. Copy all of memory.
-//! 3. Harvest and send the dirty pages, until few are left ([`DirtyMemory::estimate`]). If sending
-//!    fails, put them back. The destination discards the dirty pages that cannot be read: those of
-//!    unplugged blocks.
+//! 2. Copy all of memory. Memory that was never written need not be read, because the destination
+//!    has zeroes there. `vm_memory_host::content` returns the other ranges: add them with
+//!    [`DirtyMemory::insert_range`]. Without it, use [`DirtyMemory::insert_all`].
+//! 3. Harvest the dirty pages and the logs ([`DirtyMemory::harvest_with`]), and send the pages. If
+//!    sending fails, put them back. The destination discards the dirty pages that cannot be read:
+//!    those of unplugged blocks. [`DirtyMemory::take_zero_pages`] finds pages that need no bytes.
+//!    Repeat this step until few bytes are left. [`DirtyMemory::total_bytes`] counts them after a
+//!    harvest. [`DirtyMemory::estimate`] counts them between harvests, without the logs of KVM and
+//!    of other components.
 //! 4. Pause the guest and its devices, and wait for their I/O. Harvest once more, and send the
 //!    rest.
 //!
-//! A region that is added between rounds has no dirty pages yet: copy it as a whole.
+//! A region that is added between rounds has no dirty pages yet: copy it as a whole. If the guest
+//! plugs blocks between rounds (virtio-mem), the destination must plug them before it writes the
+//! pages. `vm_memory_host::Description::apply_blocks` does this, and describes the order of steps.
 //!
 //! The program `examples/migration.rs` does this with a guest under KVM.
 //!
@@ -46,6 +53,7 @@ mod region;
 mod set;
 mod shared;
 mod sources;
+mod zero_pages;
 
 #[cfg(test)]
 mod tests;
@@ -411,6 +419,8 @@ impl DirtyMemory {
     }
 
     /// Returns the number of bytes in [`runs`](Self::runs): those that a transfer sends.
+    ///
+    /// After [`harvest_with`](Self::harvest_with), it includes the pages of the logs.
     pub fn total_bytes(&self) -> u64 {
         self.runs()
             .map(|(_, len)| to_u64(len))

@@ -1,5 +1,6 @@
 //! [`Description`]: guest memory as data, from which another process builds the same memory.
 
+mod apply_blocks;
 mod descriptors;
 mod file_layout;
 #[cfg(feature = "serde")]
@@ -17,7 +18,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::builder::MemoryBuilder;
 use crate::builder::{check_layout, MAX_FILE_LENGTH};
-use crate::error::{BuildError, NotProvisioned};
+use crate::error::{BuildError, ChangeError, NotProvisioned};
 use crate::mapping::{bytes, provisioned, span_of, HostMapped, HostMapping};
 use crate::region::{Backing, BackingKind, Blocks, Options, Region, Sharing, Span};
 use crate::sys;
@@ -172,7 +173,7 @@ pub struct BlocksDescription {
     pub plugged: Vec<(u64, u64)>,
 }
 
-/// An error of [`Description::builder`].
+/// An error of a method of [`Description`].
 ///
 /// # Examples
 ///
@@ -212,6 +213,18 @@ pub enum DescriptionError {
     /// A region is not valid, whatever the host and the files are.
     #[error(transparent)]
     Layout(#[from] BuildError),
+    /// A region has blocks, but the memory does not have this region with such blocks.
+    #[error(
+        "region {region}: the memory has no such region with blocks of this size; \
+        build it from a description of the source"
+    )]
+    OtherBlocks {
+        /// The region.
+        region: Span,
+    },
+    /// A block was not plugged or unplugged.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
 }
 
 /// Describes guest memory, and returns the files that its regions refer to.
@@ -402,6 +415,9 @@ impl Description {
     /// [`sparse`](Region::sparse) and [`read_only`](Region::read_only). The bytes of a ROM must be
     /// written like those of other regions. NUMA nodes, locks and names stay. Change them with
     /// [`MemoryBuilder::each_region`] if this host differs from the source.
+    ///
+    /// If the guest plugs or unplugs blocks during the migration, apply later descriptions with
+    /// [`apply_blocks`](Self::apply_blocks).
     ///
     /// A description may come from an untrusted process. [`builder`](Self::builder) lists the
     /// decisions of the receiver.

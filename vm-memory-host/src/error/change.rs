@@ -330,6 +330,48 @@ pub enum ChangeError {
     },
 }
 
+impl ChangeError {
+    /// Returns whether blocks were not plugged because pages, or memory for them, were short.
+    ///
+    /// The same request may succeed later. A virtio-mem device then returns `VIRTIO_MEM_RESP_BUSY`
+    /// (virtio 1.2, section 5.15.6.3), so that the driver tries it again. The variants are
+    /// [`NoPages`](Self::NoPages), [`ControlGroup`](Self::ControlGroup), [`Memory`](Self::Memory),
+    /// and [`System`](Self::System) of a plug with one of these errors:
+    ///
+    /// - `EFAULT`: huge pages are short, but their number cannot be read, such as in a jail without
+    ///   /sys. A file that was truncated gives the same error.
+    /// - `ENOMEM`: the kernel lacks memory, or the process has too many VMAs.
+    /// - `ENOSPC` or `EDQUOT`: the file system of a file is full.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory_host::ChangeError;
+    ///
+    /// let response = |error: &ChangeError| if error.is_shortage() { 2u16 } else { 3 };
+    /// assert_eq!(response(&ChangeError::Hole { addr: 0 }), 3);
+    /// ```
+    #[must_use]
+    pub fn is_shortage(&self) -> bool {
+        match self {
+            ChangeError::NoPages { .. }
+            | ChangeError::ControlGroup { .. }
+            | ChangeError::Memory { .. } => true,
+            ChangeError::System { what, source, .. } => {
+                let error = source.raw_os_error();
+                *what == PLUG && error.is_some_and(|error| SHORTAGES.contains(&error))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The operation of a [`ChangeError::System`] that did not plug a block.
+pub(crate) const PLUG: &str = "plug";
+
+/// The system's errors for too few pages.
+const SHORTAGES: [i32; 4] = [libc::EFAULT, libc::ENOMEM, libc::ENOSPC, libc::EDQUOT];
+
 /// A page that [`discard_pages`](crate::discard_pages) or
 /// [`Balloon::inflate`](crate::Balloon::inflate) has refused, and the reason.
 ///

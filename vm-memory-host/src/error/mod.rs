@@ -8,6 +8,7 @@ mod change;
 mod tests;
 
 pub use build::BuildError;
+pub(crate) use change::PLUG;
 pub use change::{ChangeError, NotProvisioned, OtherProcess, PrefaultError, RefusedPage};
 
 /// Returns a message that states how many huge pages are missing, and where to add them.

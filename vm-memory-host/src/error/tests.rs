@@ -161,6 +161,47 @@ fn error_of_operation_prints_each_cause_once() {
 }
 
 #[test]
+fn change_error_is_shortage_only_if_pages_for_a_plug_are_short() {
+    let (region, start, len, done, wanted) = (REGION, 0x1000, 0x1000, 0, 1);
+    let system = |what, error| ChangeError::System {
+        region,
+        what,
+        start,
+        len,
+        done,
+        source: io::Error::from_raw_os_error(error),
+    };
+    let no_memory = ChangeError::Memory {
+        region,
+        start,
+        len,
+        wanted,
+        available: 0,
+        done,
+    };
+    let no_pages = ChangeError::NoPages {
+        region,
+        start,
+        len,
+        wanted,
+        free: 0,
+        page_size: 2 << 20,
+        done,
+        source: io::Error::from_raw_os_error(libc::EFAULT),
+    };
+    assert!(no_memory.is_shortage() && no_pages.is_shortage());
+    for error in [libc::EFAULT, libc::ENOMEM, libc::ENOSPC, libc::EDQUOT] {
+        assert!(system("plug", error).is_shortage(), "{error}");
+        assert!(!system("discard", error).is_shortage(), "{error}");
+    }
+    for error in [libc::EACCES, libc::EHWPOISON, libc::EIO] {
+        assert!(!system("plug", error).is_shortage(), "{error}");
+    }
+    assert!(!ChangeError::NoBlocks { region }.is_shortage());
+    assert!(!ChangeError::Hole { addr: 0 }.is_shortage());
+}
+
+#[test]
 fn error_that_wraps_another_one_repeats_no_message() {
     // A transparent error has the message and the cause of the inner one.
     let error = NotProvisioned { region: REGION };

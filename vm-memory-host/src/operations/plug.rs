@@ -14,7 +14,7 @@ use vm_memory::mmap::BlockStates;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::discard::free_pages;
-use crate::error::ChangeError;
+use crate::error::{ChangeError, PLUG};
 use crate::host::GroupLimit;
 use crate::host::HostResources;
 use crate::mapping::{
@@ -76,8 +76,13 @@ use crate::sys::{self, Advice};
 /// Returns [`ChangeError::NoPages`] if the pool has too few huge pages. Returns
 /// [`ChangeError::Memory`] if the host has too little memory for a tmpfs with a size limit. Returns
 /// [`ChangeError::ControlGroup`] if a control group allows too little of either, and
-/// [`ChangeError::System`] if the system refuses a call. Blocks of earlier regions stay plugged;
-/// blocks of the failing region stay plugged or unplugged as before.
+/// [`ChangeError::System`] if the system refuses a call. If the number of free huge pages cannot be
+/// read, such as in a jail without /sys, too few of them cause `System` with `EFAULT`.
+/// [`ChangeError::is_shortage`] returns `true` for all of these shortages: the device may plug
+/// fewer blocks, or let the driver try again.
+///
+/// Blocks of earlier regions stay plugged; blocks of the failing region stay plugged or unplugged
+/// as before.
 #[doc(alias = "virtio-mem")]
 #[doc(alias = "hotplug")]
 pub fn plug<M>(memory: &M, addr: GuestAddress, len: u64) -> Result<u64, ChangeError>
@@ -437,7 +442,7 @@ fn over_limit<R: HostMapped>(part: &Part<'_, R>, wanted: u64, limit: GroupLimit)
 fn not_plugged<R: HostMapped>(part: &Part<'_, R>, source: io::Error) -> ChangeError {
     let may_lack_pages = matches!(source.raw_os_error(), Some(libc::EFAULT | libc::ENOMEM));
     if part.mapping.kind() != BackingKind::Hugetlb || !may_lack_pages {
-        return part.refused("plug", source);
+        return part.refused(PLUG, source);
     }
     let (page_size, wanted) = (part.mapping.page_size(), unplugged_bytes(part));
     let host = HostResources::current();
@@ -449,7 +454,7 @@ fn not_plugged<R: HostMapped>(part: &Part<'_, R>, source: io::Error) -> ChangeEr
     // Too many VMAs cause ENOMEM as well.
     let free = host.free_huge_pages(page_size, &[]);
     let Some(free) = free.filter(|free| *free < wanted) else {
-        return part.refused("plug", source);
+        return part.refused(PLUG, source);
     };
     ChangeError::NoPages {
         region: span_of(part.region),

@@ -4,10 +4,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::common::*;
+use vm_memory::dirty::DirtyMemory;
 use vm_memory::GuestAddress;
 use vm_memory_host::{
-    describe, discard, plug, Backing, BackingDescription, BuildError, Description, Descriptors,
-    Lock, MemoryBuilder, NumaPolicy, Region, Sharing, Unplugged,
+    describe, discard, plug, unplug, Backing, BackingDescription, BlocksDescription, BuildError,
+    Description, DescriptionError, Descriptors, Lock, MemoryBuilder, NumaPolicy, Region, Sharing,
+    Unplugged,
 };
 
 const START: u64 = 1 << 32;
@@ -342,4 +344,126 @@ fn fresh_memory_has_the_same_layout_and_no_bytes() {
     let mut newer = description;
     newer.version += 1;
     assert!(newer.fresh().is_err());
+}
+
+/// Returns the described blocks of each region.
+fn blocks_of(memory: &Memory) -> Vec<Option<BlocksDescription>> {
+    let (description, _) = describe(memory).unwrap();
+    let regions = description.regions.into_iter();
+    regions.map(|region| region.blocks).collect()
+}
+
+/// Builds a memory of RAM at 0, and of eight blocks at [`START`] and at `2 * START`.
+fn memory_of_blocks() -> Memory {
+    // Protected blocks require it.
+    vm_memory::fault::install().unwrap();
+    let region = |start| Region::new(GuestAddress(start), 8 * HUGE);
+    let blocks = |start, unplugged| region(start).blocks(non_zero(HUGE), unplugged);
+    MemoryBuilder::new()
+        .region(region(0))
+        .region(blocks(START, Unplugged::Mapped))
+        .region(blocks(2 * START, Unplugged::Protected).backing(Backing::Memfd))
+        .build()
+        .unwrap()
+}
+
+#[test]
+fn apply_blocks_makes_blocks_of_destination_equal_and_keeps_their_bytes() {
+    let source = memory_of_blocks();
+    let block = |start, number| GuestAddress(start + number * HUGE);
+    plug(&source, block(START, 1), 3 * HUGE).unwrap();
+    plug(&source, block(2 * START, 0), HUGE).unwrap();
+    let (first, _) = describe(&source).unwrap();
+    let destination: Memory = first.fresh().unwrap().build().unwrap();
+    for number in 1..4 {
+        fill(&destination, block(START, number).0, PAGE, 7);
+    }
+
+    let mut dirty = DirtyMemory::new();
+    // Every kind of overlap between the old and the new plugged ranges.
+    let changes = [
+        (vec![(START, 2, 1)], vec![(START, 0, 1), (START, 6, 2)]),
+        (vec![(START, 0, 8), (2 * START, 0, 1)], vec![]),
+        (vec![], vec![(START, 3, 1), (2 * START, 5, 3)]),
+        (vec![(START, 3, 1)], vec![(START, 2, 1), (START, 4, 1)]),
+        (
+            vec![(2 * START, 5, 1), (2 * START, 7, 1)],
+            vec![(START, 0, 8)],
+        ),
+        (vec![(START, 0, 2), (START, 5, 3)], vec![]),
+    ];
+    for (round, (unplugged, plugged)) in changes.into_iter().enumerate() {
+        for (start, number, count) in unplugged {
+            unplug(&source, block(start, number), count * HUGE).unwrap();
+        }
+        for (start, number, count) in plugged {
+            plug(&source, block(start, number), count * HUGE).unwrap();
+        }
+        let (description, _) = describe(&source).unwrap();
+        assert_ne!(blocks_of(&destination), blocks_of(&source), "{round}");
+        description.apply_blocks(&destination).unwrap();
+        assert_eq!(blocks_of(&destination), blocks_of(&source), "{round}");
+        if round == 0 {
+            for (number, byte) in [(0, 0), (1, 7), (3, 7), (6, 0), (7, 0)] {
+                let found = byte_of_page(&destination, block(START, number).0);
+                assert_eq!(found, Some(byte), "block {number}");
+            }
+            assert!(!is_accessible(&destination, block(START, 2).0, 1));
+            fill(&destination, block(START, 0).0, PAGE, 9);
+        }
+        // Applied again, it changes nothing.
+        dirty.harvest(&destination);
+        dirty.clear();
+        description.apply_blocks(&destination).unwrap();
+        dirty.harvest(&destination);
+        assert_eq!(dirty.total_pages(), 0, "{round}");
+    }
+}
+
+#[test]
+fn apply_blocks_to_other_memory_returns_error_and_changes_nothing() {
+    let memory = memory_of_blocks();
+    plug(&memory, GuestAddress(START), 2 * HUGE).unwrap();
+    let before = blocks_of(&memory);
+    let (description, _) = describe(&memory).unwrap();
+    let changed = |change: fn(&mut Description)| {
+        let mut changed = description.clone();
+        // The first region of blocks could be applied.
+        changed.regions[1].blocks.as_mut().unwrap().plugged = vec![(4 * HUGE, HUGE)];
+        change(&mut changed);
+        changed.apply_blocks(&memory).unwrap_err()
+    };
+    let others = [
+        changed(|other| other.regions[2].span.start += 16 * HUGE),
+        changed(|other| other.regions[2].span.size += HUGE),
+        changed(|other| other.regions[0].blocks = other.regions[1].blocks.clone()),
+        changed(|other| {
+            let blocks = other.regions[2].blocks.as_mut().unwrap();
+            blocks.blocks.size = non_zero(2 * HUGE);
+        }),
+    ];
+    for error in others {
+        assert!(
+            matches!(error, DescriptionError::OtherBlocks { .. }),
+            "{error}"
+        );
+    }
+    let invalid = [
+        changed(|other| {
+            other.regions[2].blocks.as_mut().unwrap().plugged = vec![(7 * HUGE, 2 * HUGE)];
+        }),
+        changed(|other| {
+            let plugged = vec![(2 * HUGE, HUGE), (0, HUGE)];
+            other.regions[2].blocks.as_mut().unwrap().plugged = plugged;
+        }),
+        changed(|other| {
+            other.regions[2].blocks.as_mut().unwrap().plugged = vec![(u64::MAX - 1, 2)];
+        }),
+    ];
+    for error in invalid {
+        assert!(matches!(error, DescriptionError::Layout(_)), "{error}");
+    }
+    let version = changed(|other| other.version += 1);
+    assert!(matches!(version, DescriptionError::Version { .. }));
+    assert_eq!(blocks_of(&memory), before);
 }

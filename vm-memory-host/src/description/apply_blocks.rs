@@ -1,0 +1,142 @@
+//! [`Description::apply_blocks`]: plugs and unplugs blocks as a description says.
+
+use vm_memory::mmap::BlockStates;
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+use super::{BlocksDescription, Description, DescriptionError};
+use crate::mapping::{bytes, provisioned, span_of, HostMapped};
+use crate::operations::{plug, unplug};
+use crate::region::Span;
+
+impl Description {
+    /// Plugs and unplugs the blocks of `memory`, so that they are as described.
+    ///
+    /// Use it at the destination of a migration, which built `memory` by [`fresh`](Self::fresh).
+    /// The guest may plug and unplug blocks (virtio-mem) while the migration runs. So each round
+    /// has these steps:
+    ///
+    /// 1. The source harvests the dirty pages (`vm_memory::dirty`). It then
+    ///    [describes](crate::describe()) its memory, and sends the description. This order matters:
+    ///    a block that is plugged after the harvest has no pages in this round.
+    /// 2. The destination applies the description.
+    /// 3. The source sends the dirty pages that cannot be read
+    ///    (`DirtyMemory::unreadable_runs`), and the destination [discards](crate::discard()) them.
+    ///    A block that was plugged between the harvest and the description then reads as zeroes.
+    /// 4. The source sends the other dirty pages (`DirtyMemory::runs`), and the destination
+    ///    writes them. The source skips a run of a block that is unplugged meanwhile: [`unplug`]
+    ///    has marked the block, so the next harvest finds it.
+    ///
+    /// After the last round, while the guest is paused, both sides have the same blocks.
+    ///
+    /// Blocks that are plugged already keep their bytes. Regions without blocks, and regions that
+    /// are not described, stay as they are. The description may come from an untrusted process: it
+    /// is [checked](Self::check), and decides only which blocks are plugged.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::num::NonZeroU64;
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    /// use vm_memory_host::{describe, plug, MemoryBuilder, Region, Unplugged};
+    ///
+    /// let block = NonZeroU64::new(2 << 20).unwrap();
+    /// let region = Region::new(GuestAddress(0), 8 << 20).blocks(block, Unplugged::Mapped);
+    /// let source: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
+    /// let (description, _) = describe(&source)?;
+    /// let destination: GuestMemoryMmap = description.fresh()?.build()?;
+    ///
+    /// // The guest plugs a block during the migration, and writes to it.
+    /// let addr = GuestAddress(4 << 20);
+    /// plug(&source, addr, 2 << 20)?;
+    /// source.write_obj(7u8, addr)?;
+    /// assert!(destination.write_obj(7u8, addr).is_err());
+    ///
+    /// let (description, _) = describe(&source)?;
+    /// description.apply_blocks(&destination)?;
+    /// destination.write_obj(7u8, addr)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Changes nothing, and returns
+    ///
+    /// - the errors of [`check`](Self::check), or
+    /// - [`DescriptionError::OtherBlocks`] if `memory` does not have a described region of blocks,
+    ///   with the same addresses and the same size of blocks.
+    ///
+    /// Returns [`DescriptionError::Change`] if a block cannot be plugged or unplugged
+    /// ([`ChangeError::is_shortage`](crate::ChangeError::is_shortage) tells whether pages are
+    /// short). Some blocks may then be as described. The call can be repeated.
+    #[doc(alias = "virtio-mem")]
+    #[doc(alias = "migration")]
+    pub fn apply_blocks<M>(&self, memory: &M) -> Result<(), DescriptionError>
+    where
+        M: GuestMemoryBackend,
+        M::R: HostMapped,
+    {
+        self.check()?;
+        let described = self.regions.iter();
+        let described = described.filter_map(|one| Some((one.span, one.blocks.as_ref()?)));
+        let regions = described.map(|(region, described)| {
+            let states = states(memory, region, described);
+            let states = states.ok_or(DescriptionError::OtherBlocks { region })?;
+            Ok((region, &described.plugged, states))
+        });
+        let regions: Vec<_> = regions.collect::<Result<_, DescriptionError>>()?;
+        // Unplugging returns huge pages, which other blocks may need.
+        for (region, plugged, states) in &regions {
+            for (offset, len) in superfluous(states, plugged) {
+                unplug(memory, at(*region, offset), len)?;
+            }
+        }
+        for (region, plugged, _) in &regions {
+            for (offset, len) in plugged.iter() {
+                plug(memory, at(*region, *offset), *len)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the blocks of a region of `memory`, if it is as described.
+fn states<'a, M>(
+    memory: &'a M,
+    region: Span,
+    described: &BlocksDescription,
+) -> Option<&'a BlockStates>
+where
+    M: GuestMemoryBackend,
+    M::R: HostMapped,
+{
+    let found = memory.find_region(GuestAddress(region.start))?;
+    let (blocks, states) = provisioned(found).ok()?.blocks.as_ref()?;
+    let is_same = span_of(found) == region && blocks.size == described.blocks.size;
+    is_same.then_some(states)
+}
+
+/// Returns the plugged ranges outside `plugged`, as offset in the region and length, in bytes.
+fn superfluous(states: &BlockStates, plugged: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut described = plugged.iter().copied().peekable();
+    let mut found = Vec::new();
+    for (offset, len) in states.runs() {
+        let (mut at, end) = (bytes(offset), bytes(offset).saturating_add(bytes(len)));
+        // Both lists ascend, so ranges that end before `at` are passed for good.
+        while at < end {
+            let end_of = |range: &(u64, u64)| range.0.saturating_add(range.1);
+            while described.next_if(|range| end_of(range) <= at).is_some() {}
+            let next = described.peek().copied().unwrap_or((end, 0));
+            let gap = next.0.min(end);
+            if at < gap {
+                found.push((at, gap.saturating_sub(at)));
+            }
+            at = end_of(&next).max(gap);
+        }
+    }
+    found
+}
+
+/// Returns the guest address at an offset in a region.
+fn at(region: Span, offset: u64) -> GuestAddress {
+    GuestAddress(region.start.saturating_add(offset))
+}
