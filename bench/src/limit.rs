@@ -32,7 +32,7 @@ impl Flat {
         )]
         // SAFETY: 1. The file is an anonymous memfd of this process, which never truncates it.
         // 2. No other mapping of the file is accessed while a reference into this one is in use.
-        //    One thread uses the shared, and each batch ends before the next one begins.
+        //    One thread uses the shared pages, and each batch ends before the next one begins.
         let bytes = unsafe { options.map_mut(&shared.file) };
         let bytes = bytes.context("cannot map the guest's memory")?;
         Ok(Self {

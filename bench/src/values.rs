@@ -89,7 +89,7 @@ impl Words for S64 {
     }
 }
 
-/// A host array that has the same offset in its page for each implementation:
+/// A host array at the same offset in its page for all sides:
 /// [`HOST_OFFSET`](crate::shared_pages::HOST_OFFSET).
 #[repr(C, align(4096))]
 pub struct HostArray<T, const N: usize> {

@@ -11,8 +11,8 @@ impl DirtyMemory {
     /// Returns about how many bytes of a memory are marked dirty. The marks stay.
     ///
     /// A migration can decide by it when to start the next round, or to pause the guest. It costs a
-    /// load for each word of the bitmaps that has marks. Large bitmaps have a summary, and words
-    /// without marks are skipped.
+    /// load for each word of the bitmaps. Bitmaps of more than about 2^21 pages have a summary, by
+    /// which it skips words without marks.
     ///
     /// It is an estimate:
     ///

@@ -6,8 +6,8 @@ use super::{Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, Permissi
 use crate::bitmap::{BitmapSlice, BS};
 use crate::volatile_memory::VolatileSlice;
 
-/// The slices of a range of guest memory. They have no more bytes than the range, and none is
-/// empty.
+/// The slices of a range of guest memory. Together they have at most as many bytes as the range. No
+/// slice is empty.
 ///
 /// The memory may be of another crate, whose iterator may not keep its contract. An empty slice
 /// becomes an error, as in the buffer accesses of 0.18.0, and bytes past the range are left out. So

@@ -12,7 +12,8 @@
 //! [`Bytes<GuestAddress>`](crate::Bytes) is implemented for every [`GuestMemory`]. Devices that
 //! outlive a memory map get the current one from a [`GuestAddressSpace`].
 //!
-//! This module makes no system calls.
+//! This module makes no system calls, except for memory of Xen guests (feature `xen`) that is not
+//! mapped in advance.
 //!
 //! # Examples
 //!

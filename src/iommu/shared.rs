@@ -212,7 +212,7 @@ impl SharedIotlb {
         length: usize,
         perm: Permissions,
     ) -> Result<Invalidation, Error> {
-        // Called once: both tables get this update, and must not differ.
+        // Determined once, before the update: both tables apply the same update.
         let wanted = self.snapshot().mapping_arrives(iova, length);
         self.apply(Update::Map(iova, map_to, length, perm, wanted))
     }

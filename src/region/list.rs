@@ -34,7 +34,7 @@ type Chunk<R> = Arc<[Arc<R>]>;
 ///
 /// A change increments a counter for each region of the chunk, and for each other chunk. Removing
 /// one of 64 regions is slower with chunks of 32, and removing one of 1024 is as fast. The rows
-/// `remove_region` of bench/rows.md measure it.
+/// `remove_region` of bench/rows.md measure chunks of 16.
 const MOST: usize = 16;
 
 /// The minimum number of regions in each of several chunks.
@@ -65,6 +65,7 @@ impl<R> Deref for RegionList<R> {
     type Target = [Arc<R>];
 
     #[inline(always)]
+    #[expect(clippy::disallowed_methods, reason = "the list is not guest memory")]
     fn deref(&self) -> &[Arc<R>] {
         // SAFETY: `regions` is the slice of an `Arc<[Arc<R>]>` (`from_chunk`), or of the vector in
         // an `Arc<Chunks<R>>` (`from_chunks`). `owner` is that `Arc` or a clone, and the returned

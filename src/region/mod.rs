@@ -10,7 +10,8 @@
 //! A [`GuestRegionCollection`] holds regions of one type and finds the one that contains an
 //! address. Each insertion or removal creates another collection, which shares the regions.
 //!
-//! This module makes no system calls.
+//! This module makes no system calls, except for memory of Xen guests (feature `xen`) that is not
+//! mapped in advance.
 //!
 //! # Examples
 //!

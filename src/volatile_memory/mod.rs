@@ -248,6 +248,10 @@ pub trait VolatileMemory {
     ///
     /// While the reference exists, nothing may write the value: no other thread, no device, and not
     /// the guest.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the contract of the method excludes writes by others"
+    )]
     unsafe fn aligned_as_ref<T: ByteValued>(&self, offset: usize) -> Result<&T> {
         let slice = slice_of_exactly(self, offset, size_of::<T>())?;
         let value = referable::<T>(slice.addr)?;
@@ -275,6 +279,7 @@ pub trait VolatileMemory {
     /// While the reference exists, nothing else may read or write the value: no other thread,
     /// device or guest, and no second reference from this method.
     #[expect(
+        clippy::disallowed_methods,
         clippy::mut_from_ref,
         reason = "the contract of the method makes the reference unique"
     )]
@@ -306,6 +311,10 @@ pub trait VolatileMemory {
     /// - [`Error::IOError`] with `EOPNOTSUPP` if the memory is mapped for each access (feature
     ///   `xen`). Use [`Bytes::load`](crate::Bytes::load) and [`Bytes::store`](crate::Bytes::store).
     /// - Another error if a byte of the integer is outside the memory.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a reference to an atomic integer is not a copy of guest bytes"
+    )]
     fn get_atomic_ref<T: AtomicInteger>(&self, offset: usize) -> Result<&T> {
         let slice = slice_of_exactly(self, offset, size_of::<T>())?;
         let integer = referable::<T>(slice.addr)?;

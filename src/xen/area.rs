@@ -125,10 +125,10 @@ impl Area {
         if len == 0 {
             return Ok(());
         }
-        // SAFETY: `[addr, addr + len)` was mapped by this type and not unmapped since: `len` would
-        // be
-        // 0. A part that `replace` may have unmapped is past the end. Each user of the memory
-        // borrows or owns the owner of this area, which is being dropped or consumed.
+        // SAFETY: This type mapped `[addr, addr + len)`, and has not unmapped it since, because
+        // `unmap` sets `len` to 0. A part that `replace` may have unmapped is past the end. Each
+        // user of the memory borrows or owns the owner of this area, which is being dropped or
+        // consumed.
         match unsafe { libc::munmap(self.addr.cast(), len) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),

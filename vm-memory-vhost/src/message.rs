@@ -273,8 +273,8 @@ impl IotlbMessage {
     /// # Errors
     ///
     /// Returns [`MessageError`] if there are not [`SIZE`](Self::SIZE) bytes, or the type or the
-    /// permissions are unknown. An `Update` or `Invalidate` with an empty range also is an error,
-    /// as is an `Update` with a range that passes 2^64.
+    /// permissions are unknown. An empty range of an `Update` or `Invalidate` is also an error, and
+    /// so is a range of an `Update` that passes 2^64.
     pub fn decode(payload: &[u8]) -> Result<Self, MessageError> {
         if payload.len() != Self::SIZE {
             let found = payload.len();

@@ -189,7 +189,7 @@ impl MemoryRegion {
     }
 }
 
-/// The regions of a front end. It translates between the front end's addresses and the guest's.
+/// The regions of a front end. Translates between the front end's addresses and the guest's.
 ///
 /// Front ends name rings, and the targets of IOTLB messages, by their own addresses ("user
 /// addresses" in the specification).

@@ -17,10 +17,12 @@ pub(super) struct Leaf {
     pub(super) first: u64,
     /// The number of mappings per address, as a fraction of 2^64, if they are spread evenly.
     scale: u64,
-    /// Valid and sorted up to `len`. Copies of the table share them, so a change copies them first.
+    /// Valid and sorted up to `len`. Copies of the table share the array, so a
+    /// change copies the array first.
     pub(super) mappings: Arc<[IovaMapping; CAPACITY]>,
     pub(super) len: usize,
-    /// Each change of the mappings clears it. Copies that share them may have other lengths.
+    /// Cleared by each change of the mappings. A copy that shares the mappings may have another
+    /// length, and so another summary.
     summary: Cached,
 }
 

@@ -223,7 +223,8 @@ pub fn deprecated() -> Outcome {
     Ok(())
 }
 
-/// Calls the methods of a VMM's own trait. No method of the library may have one of their names.
+/// Calls the methods of a trait that a VMM defines. A method of the library with one of these names
+/// would make the call ambiguous.
 pub fn extended() -> Outcome {
     let memory = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&RANGES)?;
     let answers: [Mine; 10] = [

@@ -18,7 +18,7 @@ use std::sync::{Mutex, PoisonError};
 pub struct Call {
     /// The number.
     pub number: i64,
-    /// The arguments. Those that the call does not have are unspecified.
+    /// The arguments. Elements after the last argument of the call are unspecified.
     pub arguments: [u64; 6],
 }
 
@@ -65,7 +65,7 @@ pub fn record_calls<R: Send>(function: impl FnOnce() -> R + Send) -> Result<(R, 
 
 /// Calls `function` as [`record_calls`] does, and returns its result and its system calls.
 fn record_arguments<R: Send>(function: impl FnOnce() -> R + Send) -> Result<(R, BTreeSet<Call>)> {
-    // A test that has panicked leaves calls of its own, which are removed.
+    // Remove the calls that a test has left after a panic.
     let mut recorded = RECORDED.lock().unwrap_or_else(PoisonError::into_inner);
     recorded.len = 0;
     let shared = Shared {

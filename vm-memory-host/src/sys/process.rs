@@ -49,6 +49,7 @@ impl Process {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the page is not guest memory")]
 fn page() -> Option<&'static AtomicU64> {
     // Acquire: pairs with the release in `create_page`, after which the page is mapped.
     let page = NonNull::new(PAGE.load(Ordering::Acquire))?;

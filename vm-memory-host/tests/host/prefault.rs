@@ -121,7 +121,7 @@ fn prefault_of_truncated_file_names_region_of_map_and_length() {
     let shared = Backing::shared_file(file.try_clone().unwrap(), 0);
     let memory = build(Region::new(GuestAddress(0), MIB).backing(shared)).unwrap();
     let mapped = memory.iter().next().unwrap().get_mmap();
-    // A map has the region at another address than the build.
+    // A map has the region at another address than that of the build.
     let moved = GuestRegionMmap::with_arc(mapped, GuestAddress(START)).unwrap();
     let moved = Memory::from_regions(vec![moved]).unwrap();
     file.set_len(PAGE).unwrap();

@@ -75,10 +75,10 @@ impl LogBitmap {
     /// Marks in another log, or in the first one. After this, acknowledge
     /// `VHOST_USER_SET_LOG_BASE`.
     ///
-    /// No mark is lost. Writes are marked in both logs until all threads do so. Then they are
-    /// marked in `new` only. So after the acknowledgement, the front end finds each mark in the old
-    /// log or in the new one. It copies all of memory after the acknowledgement of the first log:
-    /// the data of all unmarked writes are then visible.
+    /// No mark is lost. Threads mark in both logs until no thread marks in the old log only. After
+    /// that, they mark in `new` only. So after the acknowledgement, the front end finds each mark
+    /// in the old log or in the new one. It copies all of memory after the acknowledgement of the
+    /// first log: the data of all unmarked writes are then visible.
     ///
     /// Threads hold a log only while they mark. So this waits for microseconds, unless a thread is
     /// not scheduled.
@@ -109,7 +109,8 @@ impl LogBitmap {
 
     /// Stops marking, when the front end clears `VHOST_F_LOG_ALL`.
     ///
-    /// A thread that marks at the same time may still mark in the log.
+    /// A thread that marks at the same time may still mark in the log. Waits for a call of
+    /// [`replace`](Self::replace) in another thread, which ends by its deadline.
     pub fn stop(&self) {
         self.logs.remove();
     }
@@ -119,10 +120,11 @@ impl LogBitmap {
         self.logs.is_on()
     }
 
-    /// Returns the number of writes that could not be marked. It never falls.
+    /// Returns the number of marks that could not be set. It never falls.
     ///
-    /// The log ends before them, or the front end has truncated its file. A migration would lose
-    /// these pages: report an error to the front end.
+    /// A write during [`replace`](Self::replace) has a mark in each log, and counts once for each
+    /// that it cannot set. The log ends before the page, or the front end has truncated its file. A
+    /// migration would lose these pages: report an error to the front end.
     pub fn lost_marks(&self) -> u64 {
         self.lost.load(Ordering::Acquire)
     }

@@ -36,11 +36,11 @@
 //! Of the two fences one precedes the other in the total order. If `W` comes first, the front end
 //! copies the data. If `C` comes first, the writer finds a log.
 //!
-//! The switch makes the common case cheap, in which there is no log. The logs may be gone although
-//! a writer found the switch on. It then executes a second `W`, and loads the logs again.
+//! The switch makes the common case cheap: there is no log. A writer may find the switch on after
+//! the log was removed. It then executes a second `W`, and loads the logs again.
 //!
-//! `verify/loom` explores this file. Its mutants leave out fences and the wait, and show that a
-//! model loses a page.
+//! `verify/loom` explores this file. Its mutants leave out the first `W`, `C` or the wait, and show
+//! that a model loses a page. They do not cover the second `W` and the acquire fence.
 
 use super::sync::{fence, lock, Arc, ArcSwap, AtomicBool, Mutex, Ordering};
 

@@ -18,8 +18,13 @@
 //!
 //! # System calls
 //!
-//! [`SharedLog::map`] calls `fstat` and `mmap`, and dropping it calls `munmap`.
-//! [`LogBitmap::replace`] calls `clock_nanosleep`, and `futex` if several threads call it.
+//! | function | when | system calls |
+//! |---|---|---|
+//! | [`SharedLog::map`] | always | `fstat` (`newfstatat` in some versions of glibc), `mmap` |
+//! | [`SharedLog`] | dropped | `munmap`, `close` |
+//! | [`LogBitmap::replace`] | while threads mark in the old log | `clock_nanosleep` |
+//! | [`LogBitmap::replace`], [`LogBitmap::stop`] | drop the old log | `munmap`, `close` |
+//! | [`LogBitmap::replace`], [`LogBitmap::stop`] | while another thread calls one of them | `futex` |
 
 mod bitmap;
 mod error;

@@ -68,7 +68,7 @@ pub struct SharedLog {
     mapping: MmapRegion<()>,
     /// The offset of the log in the mapping, a multiple of 8.
     offset: usize,
-    /// The number of bytes. The mapping has them all.
+    /// The number of bytes. The mapping contains all of them.
     size: usize,
 }
 

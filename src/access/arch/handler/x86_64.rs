@@ -29,7 +29,7 @@ impl<'a> Registers<'a> {
         self.general[RIP] as usize
     }
 
-    /// Returns the start and the end of two guest operands, as routines keep them in `r8` to `r11`.
+    /// Returns the bounds of the two guest operands, which routines keep in `r8` to `r11`.
     pub(super) fn operands(&self) -> [(usize, usize); 2] {
         let [r8, r9, r10, r11] = [
             self.general[R8],

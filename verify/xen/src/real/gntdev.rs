@@ -97,6 +97,10 @@ impl<'a> Mapped<'a> {
     }
 
     /// Reads the first four bytes.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an atomic integer is read through it"
+    )]
     pub fn read(&self) -> u32 {
         // SAFETY: the page is mapped as long as `self`, and begins at a multiple of 4. Its other
         // users have mappings of their own.

@@ -122,7 +122,7 @@ fn foreign_region_of_unknown_domain_is_refused(env: &mut dyn Environment) -> Out
     expect_any_errno(result, "mapping of a domain that does not exist")
 }
 
-/// Requires an error of the system. Its number depends on the kind of host and of domain.
+/// Checks that the system returned an error. The error number depends on the host and the domain.
 fn expect_any_errno(result: Outcome<GuestMemoryMmap>, what: &str) -> Outcome {
     match result {
         Ok(_) => panic!("{what} succeeded"),

@@ -32,7 +32,7 @@ pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
 /// The number of pages of the region.
 const SIZE: usize = 2;
 
-/// A bitmap that reads the bytes of each mark at that moment, through a mapping of its own.
+/// A bitmap that, at each mark, reads the marked bytes through a second mapping.
 #[derive(Default)]
 struct Witness {
     mapping: Mutex<Option<GuestMemoryMmap>>,
@@ -94,7 +94,7 @@ fn observed(env: &mut dyn Environment, grant_copy: bool) -> Outcome<GuestMemoryM
     Ok(observed)
 }
 
-/// Requires that an access has marked, and that each mark came after its bytes.
+/// Checks that an access has marked pages, and that it wrote the bytes before each mark.
 fn check(env: &dyn Environment, memory: &GuestMemoryMmap<Witness>, what: &str) {
     let region = memory.find_region(grant_address(FIRST, 0));
     let region = region.expect("the region is there");
