@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::kind::{NONE_ARRIVED, REQUEST_FAILED, SOURCE_IS_CLOSED};
 use super::requests::Waits;
 use super::{
     Error, Invalidation, Iommu, Iotlb, IotlbFails, IotlbIterator, IotlbSnapshot, IovaRange,
@@ -66,6 +67,9 @@ where
 /// for them. A hit costs as much as on the `SharedIotlb`, and takes no lock.
 ///
 /// Clones are handles to the same IOMMU.
+///
+/// [`Error::kind`] tells the failures apart: a mapping that does not permit the access, a timeout,
+/// a request that failed, a closed source.
 ///
 /// # Requests
 ///
@@ -251,17 +255,15 @@ impl<S: MappingSource> Shared<S> {
                 let missing = missing.map_or_else(String::new, IovaRange::to_string);
                 Error::CannotResolve {
                     iova_range: IovaRange { base: iova, length },
-                    reason: format!("{missing} is not mapped, and {what}"),
+                    reason: format!("{missing} {what}"),
                 }
             };
             if is_closed() {
-                return Err(cannot(format_args!("the source of mappings is closed")));
+                return Err(cannot(format_args!("{SOURCE_IS_CLOSED}")));
             }
             if is_late {
                 let timeout = self.timeout;
-                return Err(cannot(format_args!(
-                    "no mapping arrived within {timeout:?}"
-                )));
+                return Err(cannot(format_args!("{NONE_ARRIVED} {timeout:?}")));
             }
             // If mappings changed since the lookup, the missing ones may have arrived.
             lookups = lookups.saturating_add(1);
@@ -275,7 +277,7 @@ impl<S: MappingSource> Shared<S> {
             for miss in new.into_iter().filter_map(|index| fails.misses.get(index)) {
                 self.source
                     .request_mapping(miss, access)
-                    .map_err(|error| cannot(format_args!("its request failed: {error}")))?;
+                    .map_err(|error| cannot(format_args!("{REQUEST_FAILED} {error}")))?;
             }
             is_late = !snapshots.wait(waits, deadline, is_closed);
         }

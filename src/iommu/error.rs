@@ -6,16 +6,17 @@ use std::num::TryFromIntError;
 use std::ops::Range;
 
 use super::iotlb::TRIES;
+use super::kind::{
+    DOES_NOT_PERMIT, HAS_LOST, IS_NOT_MAPPED, NEEDS_MORE, NO_MAPPING, PASSES_THE_END,
+};
 use crate::guest_memory::{GuestAddress, Permissions};
-
-/// The reason in the error for a range that passes the end of the address space.
-pub(super) const PASSES_THE_END: &str = "the range passes the end of the address space";
 
 /// The reason why a range is not translated.
 ///
 /// # Examples
 ///
-/// See [`IotlbFails::into_error`], which creates the most common one.
+/// See [`IotlbFails::into_error`], which creates the most common one, and [`kind`](Self::kind),
+/// which tells refusals from failed requests.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The IOMMU has no mapping for the range, or none that permits the access.
@@ -249,16 +250,14 @@ impl IotlbFails {
         };
         let reason = match (self.access_fails.first(), self.misses.first()) {
             _ if self.refusal() == Some(Refusal::TriesSpent) => format!(
-                "the range has lost its mappings in {TRIES} tries; \
+                "{HAS_LOST} in {TRIES} tries; \
                  raise the bound of the IOTLB, or access less at a time"
             ),
-            _ if self.refusal() == Some(Refusal::NeedsMore) => {
-                "the range needs more mappings than the bound of the IOTLB permits at a time".into()
-            }
+            _ if self.refusal() == Some(Refusal::NeedsMore) => NEEDS_MORE.into(),
             (Some(refused), _) if refused.passes_the_end() => PASSES_THE_END.into(),
-            (Some(refused), _) => format!("{refused} does not permit {wanted} access"),
-            (None, Some(missing)) => format!("{missing} is not mapped, for {wanted} access"),
-            (None, None) => format!("no mapping for {wanted} access"),
+            (Some(refused), _) => format!("{refused} {DOES_NOT_PERMIT} {wanted} access"),
+            (None, Some(missing)) => format!("{missing} {IS_NOT_MAPPED} {wanted} access"),
+            (None, None) => format!("{NO_MAPPING} {wanted} access"),
         };
         Error::CannotResolve {
             iova_range: IovaRange { base: iova, length },

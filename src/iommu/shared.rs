@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::counters::LookupCounters;
-use super::iotlb::{last_of, Priority};
+use super::iotlb::{last_of, span_at, span_of, Priority};
 use super::mapping_table::Span;
 use super::snapshots::{Replay, Snapshot, Snapshots};
-use super::{Error, Iommu, Iotlb, IotlbCounters, IotlbFails, IotlbIterator, Mappings};
+use super::{CutMapping, Error, Iommu, Iotlb, IotlbCounters, IotlbFails, IotlbIterator, Mappings};
 use crate::guest_memory::{Generation, GuestAddress, Permissions, TranslationHold};
 use crate::retired::sync::Guard;
 use crate::retired::{wait_until_unread, ReadersRemain, Version as _};
@@ -93,23 +93,35 @@ struct Inner {
 pub(super) enum Update {
     /// Maps addresses, and evicts mappings in the range that has priority last.
     Map(GuestAddress, GuestAddress, usize, Permissions, Option<Span>),
-    Invalidate(GuestAddress, usize),
+    Invalidate(Option<Span>),
+    /// Removes the mappings of a range, unless it cuts one.
+    Unmap(Option<Span>),
     InvalidateAll,
     Bound(Option<NonZeroUsize>, Arc<Priority>),
     Count(Arc<LookupCounters>),
 }
 
+/// The reason why a change of an IOTLB was refused.
+#[derive(Debug)]
+pub(super) enum RefusedUpdate {
+    Map(Error),
+    Unmap(CutMapping),
+}
+
 impl Replay for Iotlb {
     type Operation = Update;
-    type Error = Error;
+    type Error = RefusedUpdate;
 
-    fn apply(&mut self, update: &Update) -> Result<(), Error> {
+    fn apply(&mut self, update: &Update) -> Result<(), RefusedUpdate> {
         match *update {
             Update::Count(ref counters) => self.count_in(Arc::clone(counters)),
             Update::Map(iova, map_to, length, permissions, wanted) => {
-                return self.map(iova, map_to, length, permissions, wanted);
+                let mapped = self.map(iova, map_to, length, permissions, wanted);
+                return mapped.map_err(RefusedUpdate::Map);
             }
-            Update::Invalidate(iova, length) => self.invalidate_mapping(iova, length),
+            Update::Unmap(span) => return self.unmap_span(span).map_err(RefusedUpdate::Unmap),
+            Update::Invalidate(None) => {}
+            Update::Invalidate(Some(span)) => self.invalidate(span),
             Update::InvalidateAll => self.invalidate_all(),
             Update::Bound(bound, ref priority) => {
                 self.set_bound_with(bound, Arc::clone(priority));
@@ -214,7 +226,10 @@ impl SharedIotlb {
     ) -> Result<Invalidation, Error> {
         // Determined once, before the update: both tables apply the same update.
         let wanted = self.snapshot().mapping_arrives(iova, length);
-        self.apply(Update::Map(iova, map_to, length, perm, wanted))
+        match self.apply(Update::Map(iova, map_to, length, perm, wanted)) {
+            Err(RefusedUpdate::Map(error)) => Err(error),
+            outcome => Ok(outcome.unwrap_or_else(|_| self.all_readers())),
+        }
     }
 
     /// Removes the mappings of the `length` addresses at `iova`.
@@ -224,7 +239,71 @@ impl SharedIotlb {
     #[doc(alias = "VHOST_IOTLB_INVALIDATE")]
     #[must_use = "until it is done, a device may use the removed mapping"]
     pub fn invalidate_mapping(&self, iova: GuestAddress, length: usize) -> Invalidation {
-        self.update(Update::Invalidate(iova, length))
+        self.update(Update::Invalidate(span_at(iova, length)))
+    }
+
+    /// Removes the mappings of a range of addresses. See [`Iotlb::invalidate_range`].
+    ///
+    /// Accesses that began before the call may still use the mappings: wait for the returned
+    /// [`Invalidation`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    /// use vm_memory::iommu::SharedIotlb;
+    /// use vm_memory::GuestAddress;
+    ///
+    /// let iotlb = SharedIotlb::new();
+    /// // A request with a first and a last address, which the guest chooses.
+    /// let (first, last) = (GuestAddress(0), GuestAddress(u64::MAX));
+    /// let invalidation = iotlb.invalidate_range(first..=last);
+    /// invalidation.wait(Instant::now() + Duration::from_secs(1))?;
+    /// # Ok::<(), vm_memory::iommu::ReadersRemain>(())
+    /// ```
+    #[doc(alias = "VHOST_IOTLB_INVALIDATE")]
+    #[must_use = "until it is done, a device may use the removed mapping"]
+    pub fn invalidate_range(&self, range: impl RangeBounds<GuestAddress>) -> Invalidation {
+        self.update(Update::Invalidate(span_of(&range)))
+    }
+
+    /// Removes the mappings of a range of addresses, unless the range cuts one of them. See
+    /// [`Iotlb::unmap`].
+    ///
+    /// No other change comes between the check and the removal. Accesses that began before the call
+    /// may still use the mappings: wait for the returned [`Invalidation`] before the device
+    /// responds.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`CutMapping`] if the range contains only a part of a mapping. The IOTLB is then
+    /// unchanged.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    /// use vm_memory::iommu::SharedIotlb;
+    /// use vm_memory::{GuestAddress, Permissions};
+    ///
+    /// let iotlb = SharedIotlb::unmerged();
+    /// iotlb.set_mapping(GuestAddress(0x1000), GuestAddress(0), 0x2000, Permissions::Read)?;
+    /// let cut = iotlb.unmap(GuestAddress(0x2000)..=GuestAddress(0x2fff)).unwrap_err();
+    /// assert_eq!(
+    ///     cut.to_string(),
+    ///     "the range cuts the mapping 0x1000-0x2fff; unmap all of that mapping"
+    /// );
+    ///
+    /// let invalidation = iotlb.unmap(GuestAddress(0)..=GuestAddress(u64::MAX))?;
+    /// invalidation.wait(Instant::now() + Duration::from_secs(1))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias = "VIRTIO_IOMMU_T_UNMAP")]
+    pub fn unmap(&self, range: impl RangeBounds<GuestAddress>) -> Result<Invalidation, CutMapping> {
+        match self.apply(Update::Unmap(span_of(&range))) {
+            Err(RefusedUpdate::Unmap(cut)) => Err(cut),
+            outcome => Ok(outcome.unwrap_or_else(|_| self.all_readers())),
+        }
     }
 
     /// Removes all mappings.
@@ -300,14 +379,20 @@ impl SharedIotlb {
     }
 
     fn update(&self, update: Update) -> Invalidation {
-        // Only `Update::Map` can fail.
-        self.apply(update).unwrap_or_else(|_| Invalidation {
-            iotlb: self.clone(),
-            version: u64::MAX,
-        })
+        // Only `Update::Map` and `Update::Unmap` can fail.
+        self.apply(update).unwrap_or_else(|_| self.all_readers())
     }
 
-    fn apply(&self, update: Update) -> Result<Invalidation, Error> {
+    /// Returns a handle to all readers, for an outcome that the kind of an update excludes.
+    #[cold]
+    fn all_readers(&self) -> Invalidation {
+        Invalidation {
+            iotlb: self.clone(),
+            version: u64::MAX,
+        }
+    }
+
+    fn apply(&self, update: Update) -> Result<Invalidation, RefusedUpdate> {
         let version = self.inner.snapshots.apply(update)?;
         self.inner.generation.publish(version);
         Ok(Invalidation {

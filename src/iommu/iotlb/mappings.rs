@@ -4,7 +4,7 @@ use std::iter::FusedIterator;
 use std::ops::{Bound, Deref, RangeBounds};
 
 use super::super::widest;
-use super::{Iotlb, Position, Span};
+use super::{Iotlb, IovaMapping, Position, Span};
 use crate::guest_memory::{GuestAddress, Permissions};
 
 /// A mapping of an IOTLB.
@@ -26,6 +26,36 @@ pub struct Mapping {
     pub permissions: Permissions,
 }
 
+impl Mapping {
+    fn of(mapping: &IovaMapping) -> Self {
+        Self {
+            first: GuestAddress(mapping.start),
+            last: GuestAddress(mapping.last),
+            target: GuestAddress(mapping.start.wrapping_add(mapping.offset)),
+            permissions: widest(|access| mapping.allows(access)).unwrap_or(Permissions::No),
+        }
+    }
+}
+
+/// The error of an unmap request that cuts a mapping. Nothing was unmapped.
+///
+/// A virtio-iommu device responds with `VIRTIO_IOMMU_S_RANGE`.
+///
+/// # Examples
+///
+/// See [`Iotlb::unmap`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+#[error(
+    "the range cuts the mapping 0x{:x}-0x{:x}; unmap all of that mapping",
+    .mapping.first.0,
+    .mapping.last.0
+)]
+pub struct CutMapping {
+    /// The mapping, which the range contains only in part.
+    pub mapping: Mapping,
+}
+
 /// An iterator over the mappings of a range, in the order of their addresses.
 ///
 /// [`Iotlb::mappings`] and [`SharedIotlb::mappings`](super::super::SharedIotlb::mappings) return
@@ -40,7 +70,7 @@ pub struct Mappings<D> {
 }
 
 /// Returns the addresses of a range, unless it is empty.
-fn span_of(range: &impl RangeBounds<GuestAddress>) -> Option<Span> {
+pub(in crate::iommu) fn span_of(range: &impl RangeBounds<GuestAddress>) -> Option<Span> {
     let first = match range.start_bound() {
         Bound::Included(first) => first.0,
         Bound::Excluded(before) => before.0.checked_add(1)?,
@@ -82,12 +112,7 @@ impl<D: Deref<Target = Iotlb>> Iterator for Mappings<D> {
         }
         self.position = self.tlb.mappings.next(self.position);
         self.last = Some(last);
-        Some(Mapping {
-            first: GuestAddress(mapping.start),
-            last: GuestAddress(mapping.last),
-            target: GuestAddress(mapping.start.wrapping_add(mapping.offset)),
-            permissions: widest(|access| mapping.allows(access)).unwrap_or(Permissions::No),
-        })
+        Some(Mapping::of(mapping))
     }
 }
 
@@ -128,32 +153,104 @@ impl Iotlb {
     ///
     /// # Examples
     ///
-    /// A virtio-iommu device must refuse an unmap request that cuts a mapping (virtio
-    /// specification, "UNMAP request"):
+    /// A virtio-iommu device refuses a map request for addresses that are mapped (virtio
+    /// specification, "MAP request"):
     ///
     /// ```
     /// use vm_memory::{GuestAddress, Iotlb, Permissions};
     ///
-    /// fn unmap(iotlb: &mut Iotlb, first: GuestAddress, last: GuestAddress) -> bool {
-    ///     let is_cut = iotlb.mappings(first..=last).any(|it| it.first < first || it.last > last);
-    ///     if !is_cut {
-    ///         let length = (last.0 - first.0 + 1) as usize;
-    ///         iotlb.invalidate_mapping(first, length);
-    ///     }
-    ///     !is_cut
-    /// }
+    /// let mut iotlb = Iotlb::unmerged();
+    /// let (first, last) = (GuestAddress(0x1000), GuestAddress(0x2fff));
+    /// iotlb.set_mapping(first, GuestAddress(0x9000), 0x2000, Permissions::ReadWrite)?;
+    ///
+    /// let mapping = iotlb.mappings(GuestAddress(0x2000)..=last).next().unwrap();
+    /// assert_eq!((mapping.first, mapping.last), (first, last));
+    /// assert!(iotlb.mappings(GuestAddress(0x3000)..).next().is_none());
+    /// # Ok::<(), vm_memory::iommu::Error>(())
+    /// ```
+    pub fn mappings(&self, range: impl RangeBounds<GuestAddress>) -> Mappings<&Self> {
+        Mappings::new(self, &range)
+    }
+
+    /// Removes the mappings of a range of addresses.
+    ///
+    /// The range may be all addresses, which
+    /// [`invalidate_mapping`](Self::invalidate_mapping) cannot express. A mapping that is partly in
+    /// the range keeps the rest. Does nothing if the range is empty.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::{GuestAddress, Iotlb, Permissions};
+    ///
+    /// let mut iotlb = Iotlb::new();
+    /// let last_page = GuestAddress(u64::MAX - 0xfff);
+    /// iotlb.set_mapping(last_page, GuestAddress(0), 0x1000, Permissions::Read)?;
+    ///
+    /// iotlb.invalidate_range(GuestAddress(0)..=GuestAddress(u64::MAX));
+    /// assert_eq!(iotlb.entries(), 0);
+    /// # Ok::<(), vm_memory::iommu::Error>(())
+    /// ```
+    #[doc(alias = "VHOST_IOTLB_INVALIDATE")]
+    pub fn invalidate_range(&mut self, range: impl RangeBounds<GuestAddress>) {
+        if let Some(span) = span_of(&range) {
+            self.invalidate(span);
+        }
+    }
+
+    /// Removes the mappings of a range of addresses, unless the range cuts one of them.
+    ///
+    /// This is the unmap request of virtio-iommu (virtio specification, "UNMAP request"). Addresses
+    /// of the range that are not mapped are ignored. The range may be all addresses, or empty.
+    ///
+    /// Use it on an IOTLB that is [unmerged](Self::unmerged), without a [bound](Self::set_bound).
+    /// Otherwise the rule applies to the mappings as they are now: joined, or evicted.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`CutMapping`] if the range contains only a part of a mapping. The IOTLB is then
+    /// unchanged.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::{GuestAddress, Iotlb, Permissions};
     ///
     /// let mut iotlb = Iotlb::unmerged();
     /// let at = GuestAddress;
     /// iotlb.set_mapping(at(0x1000), at(0x9000), 0x2000, Permissions::ReadWrite)?;
     /// iotlb.set_mapping(at(0x3000), at(0xb000), 0x1000, Permissions::ReadWrite)?;
-    /// assert!(!unmap(&mut iotlb, at(0x1000), at(0x1fff)));
-    /// assert!(unmap(&mut iotlb, at(0x3000), at(0xffff)));
-    /// assert!(unmap(&mut iotlb, at(0), at(0x2fff)));
-    /// assert_eq!(iotlb.mappings(..).next(), None);
-    /// # Ok::<(), vm_memory::iommu::Error>(())
+    ///
+    /// let cut = iotlb.unmap(at(0x1000)..=at(0x1fff)).unwrap_err();
+    /// assert_eq!((cut.mapping.first, cut.mapping.last), (at(0x1000), at(0x2fff)));
+    ///
+    /// // The numbers of a request are inclusive, and chosen by the guest.
+    /// let (virt_start, virt_end) = (0x3000, u64::MAX);
+    /// iotlb.unmap(at(virt_start)..=at(virt_end))?;
+    /// iotlb.unmap(at(0)..=at(u64::MAX))?;
+    /// assert_eq!(iotlb.entries(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn mappings(&self, range: impl RangeBounds<GuestAddress>) -> Mappings<&Self> {
-        Mappings::new(self, &range)
+    #[doc(alias = "VIRTIO_IOMMU_T_UNMAP")]
+    pub fn unmap(&mut self, range: impl RangeBounds<GuestAddress>) -> Result<(), CutMapping> {
+        self.unmap_span(span_of(&range))
+    }
+
+    /// Removes mappings as [`unmap`](Self::unmap) does.
+    pub(in crate::iommu) fn unmap_span(&mut self, span: Option<Span>) -> Result<(), CutMapping> {
+        let Some(span) = span else {
+            return Ok(());
+        };
+        // Only the mappings of the first and the last address can pass an end of the range.
+        for end in [span.first, span.last] {
+            if let Some((_, mapping)) = self.mapping_at(end) {
+                if mapping.start < span.first || mapping.last > span.last {
+                    let mapping = Mapping::of(mapping);
+                    return Err(CutMapping { mapping });
+                }
+            }
+        }
+        self.invalidate(span);
+        Ok(())
     }
 }

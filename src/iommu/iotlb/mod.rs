@@ -17,13 +17,14 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use super::counters::{IotlbCounters, LookupCounters};
-use super::error::PASSES_THE_END;
+use super::kind::{ITS_TARGET, PASSES_THE_END};
 use super::mapping_table::{IovaMapping, MappingTable, Position, Span};
 use super::{widest, Error, IotlbFails, IovaRange};
 use crate::guest_memory::{GuestAddress, Permissions};
 
 pub use iterator::IotlbIterator;
-pub use mappings::{Mapping, Mappings};
+pub(super) use mappings::span_of;
+pub use mappings::{CutMapping, Mapping, Mappings};
 pub(super) use priority::{Priority, TRIES};
 
 /// The cached mappings of an IOMMU: I/O virtual address ranges and their guest physical addresses.
@@ -339,22 +340,31 @@ impl Iotlb {
     /// Removes the mappings of the `length` addresses at `iova`.
     ///
     /// A range that passes 2^64 ends there. A mapping that is partly in the range keeps the rest.
+    ///
+    /// For a range with a first and a last address, use
+    /// [`invalidate_range`](Self::invalidate_range), which needs no arithmetic. For an unmap
+    /// request of virtio-iommu, use [`unmap`](Self::unmap).
     #[doc(alias = "VHOST_IOTLB_INVALIDATE")]
     pub fn invalidate_mapping(&mut self, iova: GuestAddress, length: usize) {
-        if length != 0 {
-            self.evicted = None;
-            let last = last_of(iova.0, length).unwrap_or(u64::MAX);
-            if let Some((position, mapping)) = self.mappings.last_at_or_before(iova.0) {
-                let exactly = mapping.start == iova.0 && mapping.last == last;
-                if exactly && self.mappings.remove_at(position) {
-                    // The common case takes one search.
-                    return;
-                }
-            }
-            self.remove(iova.0, last);
-            // One mapping may have become two.
-            self.evict(None);
+        if let Some(span) = span_at(iova, length) {
+            self.invalidate(span);
         }
+    }
+
+    /// Removes the mappings of a range.
+    #[inline]
+    pub(super) fn invalidate(&mut self, Span { first, last }: Span) {
+        self.evicted = None;
+        if let Some((position, mapping)) = self.mappings.last_at_or_before(first) {
+            let exactly = mapping.start == first && mapping.last == last;
+            if exactly && self.mappings.remove_at(position) {
+                // The common case takes one search.
+                return;
+            }
+        }
+        self.remove(first, last);
+        // One mapping may have become two.
+        self.evict(None);
     }
 
     /// Removes all mappings.
@@ -511,6 +521,14 @@ impl Iotlb {
     }
 }
 
+/// Returns the `length` addresses at `iova`, up to the last one of the address space.
+pub(super) fn span_at(iova: GuestAddress, length: usize) -> Option<Span> {
+    (length != 0).then(|| Span {
+        first: iova.0,
+        last: last_of(iova.0, length).unwrap_or(u64::MAX),
+    })
+}
+
 /// Creates the error of a range that passes the end of the address space.
 #[cold]
 pub(super) fn passes_the_end(base: GuestAddress, length: usize) -> Error {
@@ -526,7 +544,7 @@ fn target_passes_the_end(base: GuestAddress, map_to: GuestAddress, length: usize
     Error::CannotResolve {
         iova_range: IovaRange { base, length },
         reason: format!(
-            "its target at guest address 0x{:x} passes the end of the address space",
+            "{ITS_TARGET} 0x{:x} passes the end of the address space",
             map_to.0
         ),
     }

@@ -77,33 +77,82 @@ fn mappings_of_each_kind_of_range_are_those_within() {
     assert_eq!(Iotlb::new().mappings(..).next(), None);
 }
 
-/// The cases of the virtio specification, section "UNMAP request".
+/// The cases of the virtio specification, section "UNMAP request", and ends of the address space.
 #[test]
-fn mappings_show_the_unmap_requests_that_cut_one() {
+fn unmap_that_cuts_a_mapping_returns_it_and_removes_nothing() {
     type Range = (u64, u64);
-    let cases: [(&[Range], Range, bool, usize); 7] = [
-        (&[], (0, 4), false, 0),
-        (&[(0, 9)], (0, 9), false, 0),
-        (&[(0, 4), (5, 9)], (0, 9), false, 0),
-        (&[(0, 9)], (0, 4), true, 1),
-        (&[(0, 4), (5, 9)], (0, 4), false, 1),
-        (&[(0, 4)], (0, 9), false, 0),
-        (&[(0, 4), (10, 14)], (0, 14), false, 0),
+    const TOP: u64 = u64::MAX;
+    /// The mappings, the range, the mapping that it cuts, and the number that are left.
+    type Case = (&'static [Range], Range, Option<Range>, usize);
+    let cases: [Case; 14] = [
+        (&[], (0, 4), None, 0),
+        (&[(0, 9)], (0, 9), None, 0),
+        (&[(0, 4), (5, 9)], (0, 9), None, 0),
+        (&[(0, 9)], (0, 4), Some((0, 9)), 1),
+        (&[(0, 4), (5, 9)], (0, 4), None, 1),
+        (&[(0, 4)], (0, 9), None, 0),
+        (&[(0, 4), (10, 14)], (0, 14), None, 0),
+        (&[(0, 9)], (5, 9), Some((0, 9)), 1),
+        (&[(0, 9)], (4, 5), Some((0, 9)), 1),
+        (&[(0, 1), (4, 9)], (0, 7), Some((4, 9)), 2),
+        (&[(0, 4), (TOP - 4, TOP)], (0, TOP), None, 0),
+        (&[(0, 4), (TOP - 4, TOP)], (5, TOP), None, 1),
+        (&[(TOP - 4, TOP)], (TOP, TOP), Some((TOP - 4, TOP)), 1),
+        // A hostile guest exchanges the ends.
+        (&[(0, 4), (TOP - 4, TOP)], (TOP, 0), None, 2),
     ];
-    for (maps, (first, last), is_cut, left) in cases {
-        let iotlb = SharedIotlb::unmerged();
+    for (maps, (first, last), cut, left) in cases {
+        let (shared, mut plain) = (SharedIotlb::unmerged(), Iotlb::unmerged());
         for (first, last) in maps {
             let at = GuestAddress(*first);
             let length = (last - first + 1) as usize;
-            iotlb.set_mapping(at, at, length, ReadWrite).unwrap();
+            shared.set_mapping(at, at, length, ReadWrite).unwrap();
+            plain.set_mapping(at, at, length, ReadWrite).unwrap();
         }
-        let (first, last) = (GuestAddress(first), GuestAddress(last));
-        let cuts = |it: Mapping| it.first < first || it.last > last;
-        assert_eq!(iotlb.mappings(first..=last).any(cuts), is_cut, "{maps:?}");
-        if !is_cut {
-            let _ = iotlb.invalidate_mapping(first, (last.0 - first.0 + 1) as usize);
+        let range = GuestAddress(first)..=GuestAddress(last);
+        let kept = shared.snapshot();
+        for result in [shared.unmap(range.clone()).map(drop), plain.unmap(range)] {
+            let found = result.err().map(|error| error.mapping);
+            let found = found.map(|mapping| (mapping.first.0, mapping.last.0));
+            assert_eq!(found, cut, "{maps:?} {first:#x}-{last:#x}");
         }
-        assert_eq!(iotlb.counters().entries, left, "{maps:?}");
+        assert_eq!(shared.counters().entries, left, "{maps:?}");
+        assert_eq!(plain.entries(), left, "{maps:?}");
+        // An unmap that was refused is not a change.
+        assert_eq!(kept.version() == shared.snapshot().version(), cut.is_some());
+        // The other table catches up.
+        for _ in 0..2 {
+            let _ = shared.invalidate_range(GuestAddress(1)..GuestAddress(1));
+            assert_eq!(shared.counters().entries, left, "{maps:?}");
+        }
+    }
+}
+
+#[test]
+fn invalidate_range_removes_the_addresses_of_the_range_only() {
+    const TOP: u64 = u64::MAX;
+    // The first and the last address that are invalidated, and the mappings that are left.
+    type Case = ((u64, u64), &'static [(u64, u64)]);
+    let cases: [Case; 5] = [
+        ((0, TOP), &[]),
+        ((0, 4), &[(5, 9), (TOP - 9, TOP)]),
+        ((1, TOP - 1), &[(0, 0), (TOP, TOP)]),
+        ((4, 5), &[(0, 3), (6, 9), (TOP - 9, TOP)]),
+        ((TOP, 0), &[(0, 9), (TOP - 9, TOP)]),
+    ];
+    for ((first, last), left) in cases {
+        let (shared, mut plain) = (SharedIotlb::new(), Iotlb::new());
+        for first in [0, TOP - 9] {
+            let at = GuestAddress(first);
+            shared.set_mapping(at, at, 10, ReadWrite).unwrap();
+            plain.set_mapping(at, at, 10, ReadWrite).unwrap();
+        }
+        let range = GuestAddress(first)..=GuestAddress(last);
+        plain.invalidate_range(range.clone());
+        assert!(shared.invalidate_range(range).is_done());
+        let ends = |mapping: Mapping| (mapping.first.0, mapping.last.0);
+        assert_eq!(plain.mappings(..).map(ends).collect::<Vec<_>>(), left);
+        assert_eq!(shared.mappings(..).map(ends).collect::<Vec<_>>(), left);
     }
 }
 

@@ -3,6 +3,7 @@
 mod asking;
 mod bound;
 mod competing;
+mod kinds;
 mod mappings;
 mod marks;
 mod memory;
