@@ -21,7 +21,9 @@
 //!
 //! ```
 //! # #[cfg(feature = "backend-mmap")] {
-//! use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryMmap};
+//! use vm_memory::{
+//!     Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryMmap, Permissions,
+//! };
 //!
 //! /// Sums up the bytes of a buffer that the driver passed.
 //! fn checksum(
@@ -29,9 +31,15 @@
 //!     addr: GuestAddress,
 //!     len: usize,
 //! ) -> vm_memory::GuestMemoryResult<u8> {
-//!     let mut buf = vec![0; len];
-//!     space.memory().read_slice(&mut buf, addr)?;
-//!     Ok(buf.into_iter().fold(0, u8::wrapping_add))
+//!     // The driver chooses `len`: allocate nothing of that size.
+//!     let (memory, mut sum) = (space.memory(), 0u8);
+//!     for slice in memory.get_slices(addr, len, Permissions::Read)? {
+//!         let slice = slice?;
+//!         for offset in 0..slice.len() {
+//!             sum = sum.wrapping_add(slice.read_obj(offset)?);
+//!         }
+//!     }
+//!     Ok(sum)
 //! }
 //!
 //! let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)])?;
@@ -106,10 +114,16 @@ pub enum Error {
     /// The access must be contiguous but leaves its region, or it is not aligned.
     #[error("access leaves its region, or is not aligned; align it and keep it in one region")]
     InvalidBackendAddress,
-    /// The region is not mapped in this process, or does not permit the access (see
-    /// [`GuestMemoryRegion::allowed_access`](crate::GuestMemoryRegion::allowed_access)).
+    /// The memory is not accessible. It is not mapped in this process, or is in a block that is not
+    /// plugged. Or its region does not permit the access (see
+    /// [`GuestMemoryRegion::allowed_access`](crate::GuestMemoryRegion::allowed_access)), or an
+    /// `IoBuffer` is for the other direction.
+    ///
     /// [`GuestMemory::explain`] returns the reason, and the first byte that is not accessible.
-    #[error("region is not mapped in this process, or does not permit the access")]
+    #[error(
+        "memory is unplugged, is not mapped in this process, or does not permit the access; \
+         GuestMemory::explain returns the reason"
+    )]
     HostAddressNotAvailable,
     /// The callback of [`GuestMemoryBackend::try_access`] returned a count that is too high.
     #[error("callback of try_access returned more bytes than it was given")]
@@ -131,9 +145,12 @@ pub enum Error {
         /// The number of bytes moved.
         completed: usize,
     },
-    /// The IOMMU has no mapping that permits the access.
+    /// The IOMMU did not translate the address.
+    ///
+    /// [`iommu::Error::kind`](crate::iommu::Error::kind) tells the failures apart. The mapping is
+    /// missing or does not permit the access, or its request failed.
     #[cfg(feature = "iommu")]
-    #[error("the IOMMU does not permit the access")]
+    #[error("the IOMMU cannot translate the address for the access")]
     IommuError(#[source] crate::iommu::Error),
 }
 

@@ -33,8 +33,8 @@ pub(crate) use list::{Unread, Version};
 
 /// The error of a wait for readers: at its deadline, a retired version still had readers.
 ///
-/// A thread that holds a reader of that version (a guard, an iterator, a snapshot) gets this error
-/// at the deadline. Drop the reader before waiting.
+/// A thread that holds a reader of that version gets this error at the deadline. Readers are
+/// guards, iterators, snapshots, I/O buffers and windows. Drop the reader before waiting.
 ///
 /// # Examples
 ///
@@ -56,7 +56,7 @@ pub(crate) use list::{Unread, Version};
 #[non_exhaustive]
 #[error(
     "a retired version is still in use (readers: {readers}); \
-     drop any guard, iterator or snapshot that the waiting thread holds"
+     drop any guard, iterator, snapshot, buffer or window that the waiting thread holds"
 )]
 pub struct ReadersRemain {
     /// The number of readers at the deadline.

@@ -43,6 +43,6 @@ fn readers_remain_display_gives_count_and_advice() {
     assert_eq!(
         ReadersRemain { readers: 2 }.to_string(),
         "a retired version is still in use (readers: 2); \
-         drop any guard, iterator or snapshot that the waiting thread holds"
+         drop any guard, iterator, snapshot, buffer or window that the waiting thread holds"
     );
 }
