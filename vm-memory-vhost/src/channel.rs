@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use vm_memory::iommu::{IovaRange, MappingSource};
 use vm_memory::Permissions;
 
-use crate::message::{Header, IotlbMessage, VHOST_USER_BACKEND_IOTLB_MSG};
+use crate::message::{IotlbMessage, VHOST_USER_BACKEND_IOTLB_MSG};
 
 /// The back-end channel: the source of the mappings of an [`AskingIommu`].
 ///
@@ -34,7 +34,7 @@ use crate::message::{Header, IotlbMessage, VHOST_USER_BACKEND_IOTLB_MSG};
 ///     AskingIommu::new(iotlb.clone(), Duration::from_secs(1), BackendChannel::new(channel));
 /// // The front end replies on the main channel, which another thread reads.
 /// std::thread::spawn(move || -> std::io::Result<()> {
-///     let mut message = [0; Header::SIZE + IotlbMessage::SIZE];
+///     let mut message = [0; IotlbMessage::MESSAGE_SIZE];
 ///     front_end.read_exact(&mut message)?;
 ///     let miss = IotlbMessage::decode(&message[Header::SIZE..]).unwrap();
 ///     let iova = GuestAddress(0x8000);
@@ -63,9 +63,7 @@ impl<W: Write + Send> BackendChannel<W> {
     }
 
     fn send(&self, message: &IotlbMessage) -> io::Result<()> {
-        let size = u32::try_from(IotlbMessage::SIZE).unwrap_or(u32::MAX);
-        let header = Header::request(VHOST_USER_BACKEND_IOTLB_MSG, size).encode();
-        let bytes = [&header[..], &message.encode()].concat();
+        let bytes = message.to_message(VHOST_USER_BACKEND_IOTLB_MSG);
         // A message is written as a whole, or the channel is closed.
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         // Taken out, so that the channel is also closed if the writer panics.
@@ -100,6 +98,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::message::Header;
     use vm_memory::GuestAddress;
 
     /// A writer that keeps the bytes, and fails after `left` of them.

@@ -33,6 +33,11 @@ impl IotlbMessage {
     /// needs a reply, [wait](Invalidation::wait) for the returned [`Invalidation`] first, with a
     /// deadline. Do not wait after an `Update`: its reader may be the request that needs it.
     ///
+    /// If the deadline passes, new accesses do not find the mapping, but an earlier one still uses
+    /// it. Do not acknowledge the invalidation: reply with a number other than 0, or end the
+    /// connection. Otherwise the front end gives the pages to another user while the device writes
+    /// to them. The removed mapping stays removed.
+    ///
     /// # Errors
     ///
     /// Returns [`ApplyError`] for a `Miss` or an `AccessFail`, or if the target of the mapping is
@@ -64,9 +69,11 @@ impl IotlbMessage {
     /// device.write_obj(7u64, iova)?;
     /// assert_eq!(device.get_backend().read_obj::<u64>(GuestAddress(0x1000))?, 7);
     ///
-    /// // It removes the mapping. Reply after the wait.
+    /// // It removes the mapping. The reply is 0 if the mapping is out of use.
     /// let invalidation = IotlbMessage::Invalidate { iova, size }.apply(&table, &iotlb)?;
-    /// invalidation.wait(Instant::now() + Duration::from_secs(1))?;
+    /// let is_done = invalidation.wait(Instant::now() + Duration::from_secs(1)).is_ok();
+    /// let reply = u64::from(!is_done);
+    /// assert_eq!(reply, 0);
     /// assert!(device.read_obj::<u64>(iova).is_err());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -112,8 +119,11 @@ impl IotlbMessage {
             }
             Self::Invalidate { iova, size } => {
                 // A range that passes the end is not refused, because its mappings must be removed.
-                let length = usize::try_from(size).unwrap_or(usize::MAX);
-                Ok(iotlb.invalidate_mapping(iova, length))
+                let Some(more) = size.checked_sub(1) else {
+                    return Ok(iotlb.invalidate_range(iova..iova));
+                };
+                let last = GuestAddress(iova.0.saturating_add(more));
+                Ok(iotlb.invalidate_range(iova..=last))
             }
             Self::Miss { .. } | Self::AccessFail { .. } => Err(ApplyError::NotFromFrontEnd(*self)),
         }

@@ -19,7 +19,7 @@
 //! | task | items |
 //! |---|---|
 //! | check the regions of a front end | [`RegionTable`], [`MemoryRegion`] |
-//! | map them | [`MemoryRegion::file_range`], or the crate `vm-memory-host` |
+//! | map them | [`MemoryRegion::file_ranges`], or the crate `vm-memory-host` |
 //! | translate the address of a ring | [`RegionTable::guest_address`] |
 //! | read and write IOTLB messages | [`IotlbMessage`], [`Header`] |
 //! | apply updates and invalidations | [`IotlbMessage::apply`] |
@@ -32,7 +32,7 @@
 //!
 //! # Examples
 //!
-//! See [`RegionTable`], [`MemoryRegion::file_range`], [`IotlbMessage::apply`], [`BackendChannel`]
+//! See [`RegionTable`], [`MemoryRegion::file_ranges`], [`IotlbMessage::apply`], [`BackendChannel`]
 //! and [`log::LogBitmap`].
 
 #![cfg_attr(docsrs, feature(doc_cfg))]

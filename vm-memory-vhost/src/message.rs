@@ -23,6 +23,9 @@ const REPLY: u32 = 0b0100;
 /// The bit of the flags in a request that needs a reply.
 const NEED_REPLY: u32 = 0b1000;
 
+/// The length of an IOTLB message in a header.
+const PAYLOAD: u32 = 32;
+
 const MISS: u8 = 1;
 const UPDATE: u8 = 2;
 const INVALIDATE: u8 = 3;
@@ -244,6 +247,50 @@ impl IotlbMessage {
     /// The length of an IOTLB message in bytes, without its header.
     pub const SIZE: usize = 32;
 
+    /// The length of an IOTLB message in bytes, with its header.
+    pub const MESSAGE_SIZE: usize = Header::SIZE.saturating_add(Self::SIZE);
+
+    /// Creates the header of an IOTLB message: [`VHOST_USER_IOTLB_MSG`] of a front end, or
+    /// [`VHOST_USER_BACKEND_IOTLB_MSG`] of a back end.
+    #[must_use]
+    pub fn header(request: u32) -> Header {
+        Header::request(request, PAYLOAD)
+    }
+
+    /// Converts the message into bytes, with its header.
+    ///
+    /// The header requests no reply. For another one, send [`header`](Self::header) and
+    /// [`encode`](Self::encode).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::{GuestAddress, Permissions};
+    /// use vm_memory_vhost::{Header, IotlbMessage, VHOST_USER_BACKEND_IOTLB_MSG};
+    ///
+    /// let (iova, size, access) = (GuestAddress(0x8000), 0x1000, Permissions::Write);
+    /// let miss = IotlbMessage::Miss { iova, size, access };
+    /// let bytes = miss.to_message(VHOST_USER_BACKEND_IOTLB_MSG);
+    /// assert_eq!(bytes.len(), IotlbMessage::MESSAGE_SIZE);
+    /// let (header, payload) = bytes.split_first_chunk().ok_or("too short")?;
+    /// assert_eq!(
+    ///     Header::decode(header)?,
+    ///     IotlbMessage::header(VHOST_USER_BACKEND_IOTLB_MSG)
+    /// );
+    /// assert_eq!(IotlbMessage::decode(payload)?, miss);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn to_message(&self, request: u32) -> [u8; Self::MESSAGE_SIZE] {
+        let header = Self::header(request).encode();
+        let mut message = [0; Self::MESSAGE_SIZE];
+        let bytes = header.into_iter().chain(self.encode());
+        for (to, byte) in message.iter_mut().zip(bytes) {
+            *to = byte;
+        }
+        message
+    }
+
     /// Converts the message into bytes, with zeroes as padding.
     #[must_use]
     pub fn encode(&self) -> [u8; Self::SIZE] {
@@ -357,6 +404,19 @@ mod tests {
     fn payload(iova: u64, size: u64, user: u64, perm: u8, kind: u8) -> Vec<u8> {
         let numbers = [iova, size, user].map(u64::to_ne_bytes).concat();
         [&numbers[..], &[perm, kind], &[0xff; 6]].concat()
+    }
+
+    #[test]
+    fn to_message_is_header_and_payload() {
+        let (iova, size) = (GuestAddress(7), 8);
+        let message = IotlbMessage::Invalidate { iova, size };
+        let bytes = message.to_message(VHOST_USER_IOTLB_MSG);
+        let header = Header::request(VHOST_USER_IOTLB_MSG, 32);
+        assert_eq!(bytes.len(), 44);
+        assert_eq!(bytes[..12], header.encode());
+        assert_eq!(bytes[12..], message.encode());
+        let length = IotlbMessage::header(VHOST_USER_IOTLB_MSG).size;
+        assert_eq!(usize::try_from(length), Ok(IotlbMessage::SIZE));
     }
 
     #[test]

@@ -35,7 +35,7 @@ use vm_memory::{FileOffset, GuestAddress};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Without that crate, use [`file_range`](Self::file_range).
+/// Without that crate, use [`file_ranges`](Self::file_ranges).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[doc(alias = "VhostUserMemoryRegion")]
 pub struct MemoryRegion {
@@ -140,7 +140,11 @@ impl MemoryRegion {
         Ok(())
     }
 
-    /// Returns the range, in the form that `GuestMemoryMmap::from_ranges_with_files` expects.
+    /// Returns the range of a region, as `GuestRegionMmap::from_range` and
+    /// `GuestMemoryMmap::from_ranges_with_files` take it.
+    ///
+    /// The latter expects ranges in ascending order: use [`file_ranges`](Self::file_ranges) for
+    /// several regions.
     ///
     /// A front end may truncate its file later, and an access then raises SIGBUS. Require seals
     /// (see [`MemoryRegion`]), or install the handler of [`vm_memory::fault`].
@@ -148,6 +152,27 @@ impl MemoryRegion {
     /// # Errors
     ///
     /// Returns [`TableError::PastTheEnd`] if the size does not fit in a `usize`.
+    pub fn file_range(
+        &self,
+        file: impl Into<Arc<File>>,
+    ) -> Result<(GuestAddress, usize, Option<FileOffset>), TableError> {
+        let size = usize::try_from(self.size).map_err(|_| TableError::PastTheEnd {
+            guest_address: self.guest_address,
+            size: self.size,
+        })?;
+        let file = FileOffset::from_arc(file.into(), self.mmap_offset);
+        Ok((self.guest_address, size, Some(file)))
+    }
+
+    /// Returns the ranges of several regions, in ascending order of their guest addresses.
+    ///
+    /// The regions may be in any order. `GuestMemoryMmap::from_ranges_with_files` takes the result.
+    /// Each region comes with its descriptor. See [`file_range`](Self::file_range) for files that
+    /// may be truncated. Check the regions by [`RegionTable::new`] first: this does not.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`TableError::PastTheEnd`] if a size does not fit in a `usize`.
     ///
     /// # Examples
     ///
@@ -159,16 +184,17 @@ impl MemoryRegion {
     /// # fn receive() -> std::io::Result<(Vec<MemoryRegion>, Vec<File>)> {
     /// #     let file = tempfile::tempfile()?;
     /// #     file.set_len(0x4000)?;
-    /// #     let guest_address = GuestAddress(1 << 32);
-    /// #     let (size, user_address) = (0x4000, 0x7f00_0000_0000);
-    /// #     let region = MemoryRegion { guest_address, size, user_address, mmap_offset: 0 };
-    /// #     Ok((vec![region], vec![file]))
+    /// #     let (size, mmap_offset) = (0x2000, 0);
+    /// #     let region = |guest_address, user_address| MemoryRegion {
+    /// #         guest_address: GuestAddress(guest_address), size, user_address, mmap_offset,
+    /// #     };
+    /// #     let high = region(1 << 32, 0x7f00_0000_0000);
+    /// #     Ok((vec![high, region(0, 0x7f00_0000_2000)], vec![file.try_clone()?, file]))
     /// # }
     /// // A message `VHOST_USER_SET_MEM_TABLE`, with its descriptors.
     /// let (regions, files) = receive()?;
     /// let table = RegionTable::new(regions.iter().copied())?;
-    /// let ranges = regions.iter().zip(files).map(|(region, file)| region.file_range(file));
-    /// let ranges = ranges.collect::<Result<Vec<_>, _>>()?;
+    /// let ranges = MemoryRegion::file_ranges(regions.into_iter().zip(files))?;
     /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges_with_files(ranges)?;
     ///
     /// // An address of `VHOST_USER_SET_VRING_ADDR`.
@@ -176,16 +202,15 @@ impl MemoryRegion {
     /// memory.write_obj(7u16, ring)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn file_range(
-        &self,
-        file: impl Into<Arc<File>>,
-    ) -> Result<(GuestAddress, usize, Option<FileOffset>), TableError> {
-        let size = usize::try_from(self.size).map_err(|_| TableError::PastTheEnd {
-            guest_address: self.guest_address,
-            size: self.size,
-        })?;
-        let file = FileOffset::from_arc(file.into(), self.mmap_offset);
-        Ok((self.guest_address, size, Some(file)))
+    pub fn file_ranges<F: Into<Arc<File>>>(
+        regions: impl IntoIterator<Item = (Self, F)>,
+    ) -> Result<Vec<(GuestAddress, usize, Option<FileOffset>)>, TableError> {
+        let ranges = regions
+            .into_iter()
+            .map(|(region, file)| region.file_range(file));
+        let mut ranges = ranges.collect::<Result<Vec<_>, _>>()?;
+        ranges.sort_by_key(|(start, ..)| *start);
+        Ok(ranges)
     }
 }
 

@@ -166,8 +166,7 @@ impl FrontEnd {
         }
         let header = Header::decode(&bytes)?;
         let mut payload = [0; IotlbMessage::SIZE];
-        let expected = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-        if header != Header::request(VHOST_USER_BACKEND_IOTLB_MSG, expected) {
+        if header != IotlbMessage::header(VHOST_USER_BACKEND_IOTLB_MSG) {
             return Err(FrontEndError::Unexpected(header));
         }
         channel.read_exact(&mut payload)?;
