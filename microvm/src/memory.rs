@@ -94,7 +94,7 @@ pub fn build(size: u64, backing: &Backing) -> Result<GuestRam, Error> {
 ///
 /// Returns an error if the system cannot provide the memory.
 pub fn build_with_bitmaps(builder: MemoryBuilder) -> Result<GuestRam, BuildError> {
-    builder.build_with_bitmaps(|len| AtomicBitmap::new(len, PAGE_SIZE))
+    builder.build_with_bitmaps(|_, len| AtomicBitmap::new(len, PAGE_SIZE))
 }
 
 fn host_backing(

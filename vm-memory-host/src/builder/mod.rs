@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::NewBitmap;
-use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::error::BuildError;
 use crate::host::HostResources;
@@ -253,7 +253,7 @@ impl MemoryBuilder {
 
     /// Builds the memory, with a bitmap from `bitmap` for each region.
     ///
-    /// `bitmap` receives the size of the region in bytes.
+    /// `bitmap` receives the guest address of the region and its size in bytes.
     ///
     /// # Examples
     ///
@@ -268,7 +268,7 @@ impl MemoryBuilder {
     /// let granularity = NonZeroUsize::new(64 << 10).unwrap();
     /// let memory = MemoryBuilder::new()
     ///     .region(Region::new(GuestAddress(0), 16 << 20))
-    ///     .build_with_bitmaps(|size| AtomicBitmap::new(size, granularity))?;
+    ///     .build_with_bitmaps(|_start, size| AtomicBitmap::new(size, granularity))?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
@@ -277,7 +277,7 @@ impl MemoryBuilder {
     /// Returns a [`BuildError`] under the conditions that [`build`](Self::build) lists.
     pub fn build_with_bitmaps<B: Bitmap>(
         self,
-        bitmap: impl FnMut(usize) -> B,
+        bitmap: impl FnMut(GuestAddress, usize) -> B,
     ) -> Result<GuestMemoryMmap<B>, BuildError> {
         let regions = self.build_regions_with_bitmaps(bitmap)?;
         Ok(GuestMemoryMmap::from_regions(regions)?)
@@ -305,27 +305,47 @@ impl MemoryBuilder {
     ///
     /// Returns a [`BuildError`] under the conditions that [`build`](Self::build) lists.
     pub fn build_regions<B: NewBitmap>(self) -> Result<Vec<GuestRegionMmap<B>>, BuildError> {
-        self.build_with_results(B::try_with_len)
+        self.build_with_results(|_, size| B::try_with_len(size))
     }
 
     /// Builds the regions as [`build_regions`](Self::build_regions) does, with a bitmap from
     /// `bitmap` for each.
     ///
-    /// `bitmap` receives the size of the region in bytes.
+    /// `bitmap` receives the guest address of the region and its size in bytes.
+    ///
+    /// # Examples
+    ///
+    /// Bitmaps that are parts of one log, which begins at guest address 0:
+    ///
+    /// ```
+    /// use vm_memory::GuestAddress;
+    /// use vm_memory_host::{MemoryBuilder, Region};
+    ///
+    /// let region = |start, size| Region::new(GuestAddress(start), size);
+    /// let (low, high) = (region(0, 2 << 20), region(1 << 32, 4 << 20));
+    /// let builder = MemoryBuilder::new().region(high).region(low);
+    /// let mut words = Vec::new();
+    /// builder.build_regions_with_bitmaps(|start, size| {
+    ///     // One bit for each page of 4 KiB.
+    ///     words.push((start.0 >> 18, size >> 18));
+    /// })?;
+    /// assert_eq!(words, [(0, 8), (0x4000, 16)]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
     /// Returns a [`BuildError`] under the conditions that [`build`](Self::build) lists.
     pub fn build_regions_with_bitmaps<B: Bitmap>(
         self,
-        mut bitmap: impl FnMut(usize) -> B,
+        mut bitmap: impl FnMut(GuestAddress, usize) -> B,
     ) -> Result<Vec<GuestRegionMmap<B>>, BuildError> {
-        self.build_with_results(|size| Ok(bitmap(size)))
+        self.build_with_results(|start, size| Ok(bitmap(start, size)))
     }
 
     fn build_with_results<B: Bitmap>(
         mut self,
-        mut bitmap: impl FnMut(usize) -> Result<B, TryReserveError>,
+        mut bitmap: impl FnMut(GuestAddress, usize) -> Result<B, TryReserveError>,
     ) -> Result<Vec<GuestRegionMmap<B>>, BuildError> {
         let host = self.host.unwrap_or_else(HostResources::current);
         let regions = std::mem::take(&mut self.regions.0);
@@ -403,15 +423,48 @@ impl Region {
         let regions = MemoryBuilder::new().region(self).build_regions()?;
         regions.into_iter().next().ok_or(BuildError::NoRegion)
     }
+
+    /// Builds this region alone, with the bitmap that `bitmap` returns.
+    ///
+    /// `bitmap` receives the guest address of the region and its size in bytes. It is called once.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::num::NonZeroUsize;
+    /// use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+    /// use vm_memory::{GuestAddress, GuestMemoryRegion};
+    /// use vm_memory_host::Region;
+    ///
+    /// let granularity = NonZeroUsize::new(64 << 10).unwrap();
+    /// let region = Region::new(GuestAddress(1 << 32), 16 << 20)
+    ///     .build_with_bitmap(|_start, size| AtomicBitmap::new(size, granularity))?;
+    /// region.bitmap().mark_dirty(0, 1);
+    /// assert!(region.bitmap().dirty_at(0xffff));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns a [`BuildError`] under the conditions that [`MemoryBuilder::build`] lists.
+    pub fn build_with_bitmap<B: Bitmap>(
+        self,
+        bitmap: impl FnMut(GuestAddress, usize) -> B,
+    ) -> Result<GuestRegionMmap<B>, BuildError> {
+        let builder = MemoryBuilder::new().region(self);
+        let regions = builder.build_regions_with_bitmaps(bitmap)?;
+        regions.into_iter().next().ok_or(BuildError::NoRegion)
+    }
 }
 
 /// Creates the vm-memory region of a mapping.
 fn guest_region<B: Bitmap>(
     mapping: &Arc<HostMapping>,
-    bitmap: &mut impl FnMut(usize) -> Result<B, TryReserveError>,
+    bitmap: &mut impl FnMut(GuestAddress, usize) -> Result<B, TryReserveError>,
 ) -> Result<GuestRegionMmap<B>, BuildError> {
     let span = mapping.span();
-    let bitmap = bitmap(mapping.mapped().len()).map_err(|source| BuildError::Bitmap {
+    let bitmap = bitmap(mapping.start, mapping.mapped().len());
+    let bitmap = bitmap.map_err(|source| BuildError::Bitmap {
         region: span,
         source,
     })?;

@@ -66,7 +66,7 @@ const PAGE_SIZE: NonZeroUsize = NonZeroUsize::new(PAGE as usize).unwrap();
 
 fn build_slots(builder: MemoryBuilder) -> Slots {
     let regions =
-        builder.build_regions_with_bitmaps(|size| Some(AtomicBitmap::new(size, PAGE_SIZE)));
+        builder.build_regions_with_bitmaps(|_, size| Some(AtomicBitmap::new(size, PAGE_SIZE)));
     let regions = regions.unwrap().into_iter().zip(0..);
     let regions = regions.map(|(inner, number)| SlotRegion {
         inner,
@@ -139,7 +139,7 @@ fn functions_accept_regions_of_a_vmm() {
 #[test]
 fn mapping_of_another_length_is_not_that_of_the_region() {
     let region = |size| Region::new(GuestAddress(0), size);
-    let bitmap = |size| Some(AtomicBitmap::new(size, PAGE_SIZE));
+    let bitmap = |_, size| Some(AtomicBitmap::new(size, PAGE_SIZE));
     let builder = MemoryBuilder::new().region(region(2 * MIB));
     let inner = builder.build_regions_with_bitmaps(bitmap).unwrap();
     let slot = SlotRegion {
