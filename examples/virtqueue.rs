@@ -9,8 +9,8 @@ use examples::driver::{AVAILABLE, DESCRIPTORS, USED};
 use examples::{Memory, Result};
 use vm_memory::guest_memory::Window;
 use vm_memory::{
-    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryResult, GuestRegionMmap,
-    Permissions,
+    Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryResult,
+    GuestRegionMmap, Permissions,
 };
 
 /// The number of descriptors.
@@ -70,7 +70,7 @@ impl Queue {
     }
 }
 
-/// The driver offers one buffer, and the device fills it with zeroes.
+/// The driver offers a buffer of any length. The device fills it with zeroes in place.
 fn serve(memory: &GuestMemoryAtomic<Memory>, queue: &mut Queue, buffer: u64) -> Result<()> {
     let map = memory.memory();
     map.write_obj([buffer, 64], DESCRIPTORS)?;
@@ -78,7 +78,9 @@ fn serve(memory: &GuestMemoryAtomic<Memory>, queue: &mut Queue, buffer: u64) -> 
     map.write_obj(index, GuestAddress(AVAILABLE.0 + 2))?;
     queue.refresh()?;
     while let Some((head, addr, len)) = queue.take()? {
-        map.write_slice(&vec![0; len], addr)?;
+        for slice in GuestMemory::get_slices(&*map, addr, len, Permissions::Write)? {
+            slice?.fill_with_byte(0)?;
+        }
         queue.add_used(head, len as u32)?;
     }
     let used: u16 = map.read_obj(GuestAddress(USED.0 + 2))?;
