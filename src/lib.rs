@@ -4,7 +4,7 @@
 //! memory. The guest's CPUs use that memory at the same time. It is a drop-in replacement for the
 //! published crate `vm-memory` 0.18.0. The file `docs/differences.md` of the repository lists the
 //! behaviour that differs. The crate `vm-memory-host` builds guest RAM from memfds, huge pages and
-//! files, and returns pages to the system.
+//! files, and returns pages to the system. The crate `vm-memory-vhost` is for vhost-user back ends.
 //!
 //! ```text
 //!     device, loader, migration
@@ -61,12 +61,13 @@
 //! | move a descriptor chain by one system call | [`vectored::IoBuffer`] | `net_device` |
 //! | complete I/O later, with io_uring or AIO | [`vectored::IoBuffer`] | `block_device` |
 //! | track dirty pages, and migrate a guest | [`dirty::DirtyMemory`], [`bitmap::AtomicBitmap`] | `migration` |
-//! | put a device behind an IOMMU | [`IommuMemory`], [`iommu::SharedIotlb`], [`iommu::AskingIommu`] | `iommu_device` |
+//! | put a device behind an IOMMU | [`IommuMemory`], [`iommu::SharedIotlb`], [`iommu::AskingIommu`]; `vm-memory-vhost` for vhost-user | `iommu_device` |
 //! | survive pages that disappear | [`fault::install`] | `truncated_file` |
 //! | change the map while devices run | [`GuestMemoryAtomic`], [`GuestMemoryReader`] | `hotplug` |
 //! | plug and unplug blocks of a region | [`mmap::PluggedBlocks`]; `vm-memory-host` | `virtio_mem` |
 //! | return pages to the system | `vm-memory-host` | `balloon` |
-//! | share memory with another process | [`FileOffset`], [`GuestMemoryMmap::from_ranges_with_files`] | `vhost_user_backend` |
+//! | share memory with another process | [`FileOffset`], [`GuestMemoryMmap::from_ranges_with_files`] | |
+//! | write a vhost-user back end | `vm-memory-vhost` | `vhost_user_backend` |
 //! | access memory that a Xen guest grants (feature `xen`) | `MmapRange` | `xen_grants` |
 //! | implement a region type | [`GuestMemoryRegion`], [`GuestRegionCollection`] | `own_region` |
 //!
