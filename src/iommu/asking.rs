@@ -85,8 +85,15 @@ where
 /// # Bound
 ///
 /// With a [bound](SharedIotlb::set_bound), the oldest mappings are evicted, and requested again
-/// when they are missed. The loop of requests ends at the timeout at the latest. It ends earlier
-/// with an error if the range needs more mappings than the bound.
+/// when they are missed. An access fails before the timeout if its range needs more mappings than
+/// the bound.
+///
+/// # Timeout
+///
+/// The source, and the guest that it serves, cannot keep an access waiting: mappings may arrive and
+/// be removed again without end. After the timeout, an access continues only while it makes
+/// progress. It makes further requests only if it misses fewer addresses than when it made the last
+/// ones, and waits for none of them.
 ///
 /// # Deadlocks
 ///
@@ -238,6 +245,8 @@ impl<S: MappingSource> Shared<S> {
         };
         let is_closed = || self.closed.load(Ordering::Acquire);
         let (mut lookups, mut is_late) = (0usize, false);
+        // The number of addresses that the last requests were made for.
+        let mut requested = usize::MAX;
         loop {
             // The guard of the snapshot is dropped by a lookup that fails: no invalidation waits
             // for a thread that waits here.
@@ -261,7 +270,9 @@ impl<S: MappingSource> Shared<S> {
             if is_closed() {
                 return Err(cannot(format_args!("{SOURCE_IS_CLOSED}")));
             }
-            if is_late {
+            let missing = fails.misses.iter().map(|miss| miss.length);
+            let missing = missing.fold(0, usize::saturating_add);
+            if is_late && missing >= requested {
                 let timeout = self.timeout;
                 return Err(cannot(format_args!("{NONE_ARRIVED} {timeout:?}")));
             }
@@ -273,7 +284,7 @@ impl<S: MappingSource> Shared<S> {
             let Some(new) = snapshots.request(version, firsts, access.bits(), waits) else {
                 continue;
             };
-            lookups = 0;
+            (lookups, requested) = (0, missing);
             for miss in new.into_iter().filter_map(|index| fails.misses.get(index)) {
                 self.source
                     .request_mapping(miss, access)

@@ -34,7 +34,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::requests::{Requests, Waits};
-use crate::retired::sync::{lock, wait, Arc, ArcSwap, Condvar, Guard, Mutex};
+use crate::retired::sync::{lock, make_mut, wait, Arc, ArcSwap, Condvar, Guard, Mutex};
 use crate::retired::{RetiredList, Unread, Version};
 
 /// A value that is changed by operations, which have the same effect on each copy of it.
@@ -56,7 +56,7 @@ pub(super) trait Replay: Clone {
 }
 
 /// An immutable version of the value.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Snapshot<T> {
     value: T,
     /// The number of operations that were applied.
@@ -143,21 +143,14 @@ impl<T: Replay> Snapshots<T> {
             }
         };
         let version = writer.version.saturating_add(1);
-        // The only owner: `next` was created above, or taken out of the list without a reader.
-        let outcome = match Arc::get_mut(&mut next) {
-            Some(snapshot) => {
-                writer.bring_up_to_date(snapshot, &self.current);
-                snapshot
-                    .value
-                    .apply(&operation)
-                    .map(|()| snapshot.version = version)
-            }
-            None => Ok(()),
-        };
-        if let Err(error) = outcome {
+        // Copies nothing: `next` was created above, or taken out of the list without a reader.
+        let snapshot = make_mut(&mut next);
+        writer.bring_up_to_date(snapshot, &self.current);
+        if let Err(error) = snapshot.value.apply(&operation) {
             writer.spare = Some(next);
             return Err(error);
         }
+        snapshot.version = version;
         let resolves = !writer.requests.is_empty()
             && T::resolves(&operation)
                 .is_some_and(|(first, last)| writer.requests.resolve(first, last));
@@ -202,8 +195,8 @@ impl<T: Replay> Snapshots<T> {
 
     /// Waits until all requests of a reader were resolved or taken back, or `is_over` returns true.
     ///
-    /// Returns whether that was so before the deadline. Call [`wake`](Self::wake) after changing
-    /// the result of `is_over`.
+    /// Ends at the deadline at the latest, and returns whether it is still to come. Call
+    /// [`wake`](Self::wake) after changing the result of `is_over`.
     pub(super) fn wait(
         &self,
         waits: &mut Waits,
@@ -212,12 +205,10 @@ impl<T: Replay> Snapshots<T> {
     ) -> bool {
         let mut writer = lock(&self.writer);
         loop {
-            if writer.requests.are_resolved(waits) || is_over() {
-                return true;
-            }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
-                return false;
+            let is_late = left.is_some_and(|left| left.is_zero());
+            if is_late || writer.requests.are_resolved(waits) || is_over() {
+                return !is_late;
             }
             writer = wait(&self.resolved, writer, left);
         }
@@ -260,5 +251,44 @@ impl<T: Replay> Writer<T> {
             snapshot.value.clone_from(&current.load().value);
         }
         snapshot.version = self.version;
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    struct Sum(u64);
+
+    impl Replay for Sum {
+        type Operation = u64;
+        type Error = u64;
+
+        fn apply(&mut self, more: &u64) -> Result<(), u64> {
+            self.0 = self.0.checked_add(*more).ok_or(*more)?;
+            Ok(())
+        }
+
+        fn operations_for_a_copy(&self) -> usize {
+            4
+        }
+
+        fn resolves(_: &u64) -> Option<(u64, u64)> {
+            None
+        }
+    }
+
+    /// The writer's spare has no other owner. If it had one, no operation would be lost.
+    #[test]
+    fn apply_to_spare_with_other_owner_applies_to_a_copy() {
+        let snapshots = Snapshots::new(Sum(0));
+        assert_eq!((snapshots.apply(1), snapshots.apply(2)), (Ok(1), Ok(2)));
+        let kept = lock(&snapshots.writer).spare.clone().unwrap();
+        let before = kept.value.0;
+        assert_eq!((snapshots.apply(4), snapshots.load().value.0), (Ok(3), 7));
+        assert_eq!(snapshots.apply(u64::MAX), Err(u64::MAX));
+        assert_eq!((snapshots.apply(8), snapshots.load().value.0), (Ok(4), 15));
+        assert_eq!(kept.value.0, before);
     }
 }

@@ -21,6 +21,14 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// Returns the value of a counted pointer for a change.
+///
+/// If the value has other owners, the pointer is replaced by one to a copy of it.
+#[cfg(feature = "iommu")]
+pub(crate) fn make_mut<T: Clone>(pointer: &mut Arc<T>) -> &mut T {
+    Arc::make_mut(pointer)
+}
+
 /// Waits for a notification, for at most `left`. May return earlier.
 #[cfg(feature = "iommu")]
 pub(crate) fn wait<'a, T>(

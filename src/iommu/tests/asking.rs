@@ -183,6 +183,60 @@ fn translate_without_reply_fails_at_the_timeout() {
     assert!(reason(error).ends_with("no mapping arrived within 1ms"));
 }
 
+/// A guest that has the mapping removed before the access finds it cannot keep the access waiting.
+#[test]
+fn translate_whose_mapping_is_removed_at_once_fails_at_the_timeout() {
+    let iotlb = SharedIotlb::new();
+    for (timeout, name) in [(Duration::ZERO, "0ns"), (Duration::from_millis(1), "1ms")] {
+        let iommu = asking(&iotlb, timeout, |number, iova| {
+            map_page(&iotlb, iova, ReadWrite);
+            let _ = iotlb.invalidate_mapping(GuestAddress(iova), 0x1000);
+            match number {
+                // Ends the test if the access does not.
+                1_000_000 => Err(io::Error::other("not at the timeout")),
+                _ => Ok(()),
+            }
+        });
+        let error = iommu.translate(GuestAddress(0x1000), 8, Read).unwrap_err();
+        let expected = format!("0x1000-0x1007 is not mapped, and no mapping arrived within {name}");
+        assert_eq!(reason(error), expected);
+        if timeout.is_zero() {
+            assert_eq!(requests(&iommu).len(), 1);
+        }
+    }
+}
+
+#[test]
+fn translate_after_the_timeout_continues_only_with_progress() {
+    // Each request maps one page of the range.
+    let iotlb = SharedIotlb::new();
+    let iommu = asking(&iotlb, Duration::ZERO, |_, iova| {
+        map_page(&iotlb, iova, ReadWrite);
+        Ok(())
+    });
+    let found = iommu.translate(GuestAddress(0x1000), 0x4000, Read).unwrap();
+    assert_eq!((found.count(), requests(&iommu).len()), (4, 4));
+
+    // Each request maps one of two pages, and removes the other.
+    let iotlb = SharedIotlb::new();
+    let iommu = asking(&iotlb, Duration::ZERO, |number, iova| {
+        map_page(&iotlb, iova, ReadWrite);
+        let _ = iotlb.invalidate_mapping(GuestAddress((iova & !(PAGE - 1)) ^ 0x1000), 0x1000);
+        match number {
+            1000 => Err(io::Error::other("not at the timeout")),
+            _ => Ok(()),
+        }
+    });
+    let error = iommu
+        .translate(GuestAddress(0x2000), 0x2000, Read)
+        .unwrap_err();
+    let expected = "0x2000-0x2fff is not mapped, and no mapping arrived within 0ns";
+    assert_eq!(
+        (reason(error).as_str(), requests(&iommu).len()),
+        (expected, 2)
+    );
+}
+
 #[test]
 fn translate_whose_request_fails_fails_without_waiting() {
     let iotlb = SharedIotlb::new();

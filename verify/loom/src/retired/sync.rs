@@ -28,6 +28,14 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> loom::sync::MutexGuard<'_, T> {
     mutex.lock().expect("no model panics while it holds a lock")
 }
 
+/// `Arc::make_mut`, which loom's counted pointer does not have.
+pub(crate) fn make_mut<T: Clone>(pointer: &mut Arc<T>) -> &mut T {
+    if Arc::get_mut(pointer).is_none() {
+        *pointer = Arc::new((**pointer).clone());
+    }
+    Arc::get_mut(pointer).expect("the copy has one owner")
+}
+
 /// Waits for a notification. Deadlines do not pass in a model: loom reports a wait without end.
 pub(crate) fn wait<'a, T>(
     condition: &Condvar,
