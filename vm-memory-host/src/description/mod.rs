@@ -125,6 +125,7 @@ pub struct RegionDescription {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub enum BackingDescription {
     /// Private pages, which are zero when they are built again.
@@ -454,6 +455,9 @@ impl Description {
     /// Regions must not overlap and must end below 2^64. Blocks, plugged ranges, names and NUMA
     /// policies must be valid. A description that is deserialised has passed this check.
     ///
+    /// A description without regions is valid, because a memory map may have none. A build from it
+    /// fails.
+    ///
     /// # Examples
     ///
     /// ```
@@ -475,6 +479,9 @@ impl Description {
         self.check_version()?;
         for region in &self.regions {
             region.check_offset()?;
+        }
+        if self.regions.is_empty() {
+            return Ok(());
         }
         let regions = self.regions.iter().map(RegionDescription::fresh);
         Ok(check_layout(regions.collect())?)
