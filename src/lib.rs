@@ -148,6 +148,7 @@
 //! | run time | [`ReadVolatile`], [`WriteVolatile`] | always | `read`, `write` |
 //! | run time | [`vectored`] | always | `readv`, `writev`, `preadv`, `pwritev` |
 //! | run time | [`atomic::RetiredMap::wait`], [`iommu::Invalidation::wait`] | while there are readers | `clock_nanosleep` |
+//! | run time | [`atomic::RetiredMap::wait`], [`iommu::Invalidation::wait`], [`iommu::AskingIommu`] | if the vDSO does not read the clock | `clock_gettime` |
 //!
 //! Locks call `futex` where threads contend, and the allocator makes calls of its own. Waits of an
 //! [`iommu::AskingIommu`] call `futex`, and so does a mapping that ends one. The crate

@@ -179,7 +179,7 @@
 //! | boot | `mmap` | without `PROT_EXEC` |
 //! | boot | `mprotect` | without `PROT_EXEC` |
 //! | boot | `mremap` | `MREMAP_MAYMOVE` |
-//! | boot | `openat` | `O_RDONLY` without `O_CREAT` |
+//! | boot | `openat` | `O_RDONLY` without `O_CREAT` or `O_TRUNC` |
 //! | boot | `prctl` | `PR_SET_VMA`, `PR_SET_NAME` |
 //! | boot | `prlimit64` | without a new limit |
 //! | boot | `rt_sigaction` | `SIGBUS`, `SIGSEGV` |
@@ -191,7 +191,7 @@
 //! | run time | `mmap` | without `PROT_EXEC` |
 //! | run time | `mprotect` | without `PROT_EXEC` |
 //! | run time | `mremap` | `MREMAP_MAYMOVE`, with `MREMAP_FIXED` |
-//! | run time | `openat` | `O_RDONLY` without `O_CREAT` |
+//! | run time | `openat` | `O_RDONLY` without `O_CREAT` or `O_TRUNC` |
 //! | run time | `rt_sigaction` | `SIGBUS`, `SIGSEGV` |
 //! | migration | `fcntl` | `F_GETFD` |
 //! | migration | `lseek` | `SEEK_DATA`, `SEEK_HOLE` |
@@ -199,7 +199,7 @@
 //! | migration | `mmap` | without `PROT_EXEC` |
 //! | migration | `mprotect` | without `PROT_EXEC` |
 //! | migration | `mremap` | `MREMAP_MAYMOVE` |
-//! | migration | `openat` | `O_RDONLY` without `O_CREAT` |
+//! | migration | `openat` | `O_RDONLY` without `O_CREAT` or `O_TRUNC` |
 //!
 //! A test runs the functions of each phase under its filter, on Linux with glibc. Other C libraries
 //! and allocators make other calls: musl calls `open` for `openat` on x86_64. No test covers them.

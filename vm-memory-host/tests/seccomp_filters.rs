@@ -6,6 +6,7 @@
 use std::io;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::ControlFlow;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
@@ -122,6 +123,7 @@ fn run_time(memories: Vec<GuestMemoryMmap>, arena: &Arena, files: &[std::fs::Fil
         .map(HUGE, HUGE, mapped, 0, Permissions::ReadWrite)
         .unwrap();
     arena.unmap(0, 4 * HUGE).unwrap();
+    read_clock();
 }
 
 fn task(name: &str) {
@@ -148,6 +150,10 @@ fn task(name: &str) {
         }
         // Calls that no filter permits.
         "socket" => under_filter("boot", || drop(std::net::UdpSocket::bind("127.0.0.1:0"))),
+        "truncate" => {
+            let file = temp_file(b"x");
+            under_filter("run_time", || drop(truncate(&file)));
+        }
         "create" => under_filter("boot", || drop(std::fs::File::create("/dev/null"))),
         "execute" => under_filter("run_time", make_executable),
         "memfd" => under_filter("migration", || {
@@ -157,6 +163,27 @@ fn task(name: &str) {
         }),
         other => panic!("unknown task {other}"),
     }
+}
+
+/// Opens a file for reading, and truncates it: Linux permits that.
+fn truncate(file: &std::fs::File) -> io::Result<std::fs::File> {
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true).custom_flags(libc::O_TRUNC).open(path)
+}
+
+/// Reads the clock by a system call, as the vDSO does if it cannot read the clock itself.
+#[expect(unsafe_code, reason = "makes a system call")]
+fn read_clock() {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel writes one `timespec` to `now`.
+    let result =
+        unsafe { libc::syscall(libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC, &raw mut now) };
+    assert_eq!(result, 0);
 }
 
 /// Makes a page of this process executable.
@@ -197,7 +224,7 @@ fn functions_of_each_phase_work_under_its_filter() {
     if refused.success() || refused.signal().is_none() {
         return skipped(TEST, format!("no seccomp filters: {refused}"));
     }
-    for name in ["socket", "create", "execute", "memfd"] {
+    for name in ["socket", "create", "truncate", "execute", "memfd"] {
         let status = run(name).unwrap();
         assert_eq!(status.signal(), Some(libc::SIGSYS), "{name}: {status}");
     }
