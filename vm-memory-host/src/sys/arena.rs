@@ -10,6 +10,9 @@ use super::{file_system, huge_page_size, page_size, HUGETLBFS, READ_WRITE};
 const MOVE: libc::c_int = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
 
 /// Reserved addresses between two guards. They are inaccessible, except where a file is mapped.
+///
+/// Invariant: the reservation has no gaps. No method makes one: [`map`](Self::map) and
+/// [`unmap`](Self::unmap) abort the process if the kernel has unmapped a part and not replaced it.
 #[derive(Debug)]
 pub(crate) struct ReservedArena {
     reservation: Reservation,
@@ -93,9 +96,10 @@ impl ReservedArena {
         let detached = detached(len, page, protection, source)?;
         let to = self.reservation.addr.wrapping_add(start);
         // SAFETY: `part` has checked that the range at `to` is inside the reservation, in the
-        // process that made it. The reservation has no gaps. It is private to `self`, so no
-        // `Mapped` has a part of it. `&mut self` excludes another change, and no code of this crate
-        // accesses the range. `detached` has `len` bytes and no gaps, and this function owns it.
+        // process that made it. The reservation has no gaps (invariant of `ReservedArena`). It is
+        // private to `self`, so no `Mapped` has a part of it. `&mut self` excludes another change,
+        // and no code of this crate accesses the range. `detached` has `len` bytes and no gaps, and
+        // this function owns it.
         let moved = unsafe { libc::mremap(detached.addr.cast(), len, len, MOVE, to) };
         if moved == libc::MAP_FAILED {
             let refused = Error::last_os_error();
@@ -117,9 +121,9 @@ impl ReservedArena {
         let start = self.part(offset, len)?;
         let inaccessible = (libc::PROT_NONE, Source::Anonymous);
         // SAFETY: 1. `part` has checked that the range is inside the reservation, which has no
-        // gaps. The reservation is private to `self`, so no `Mapped` has a part of it. `&mut self`
-        // excludes another change, and no code of this crate accesses the range. 2. `is_here` has
-        // returned `true` in `part`. 3. The source is not a file.
+        // gaps (invariant of `ReservedArena`). The reservation is private to `self`, so no `Mapped`
+        // has a part of it. `&mut self` excludes another change, and no code of this crate accesses
+        // the range. 2. `is_here` has returned `true` in `part`. 3. The source is not a file.
         let replaced = unsafe {
             self.reservation
                 .map_fixed(start, len, inaccessible.0, inaccessible.1)
@@ -158,8 +162,7 @@ fn detached(
     let moved = unsafe { libc::mremap(mapping.addr.cast(), len, len, MOVE, detached.addr) };
     if moved == libc::MAP_FAILED {
         let refused = Error::last_os_error();
-        // The kernel may have unmapped them, and other code may have mapped memory there.
-        detached.lose(0, len);
+        detached.lose_after_refusal();
         return Err(refused);
     }
     // Its addresses are unmapped.

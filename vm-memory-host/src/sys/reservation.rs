@@ -159,6 +159,18 @@ impl Reservation {
         STILL_MAPPED.fetch_add(bytes(end.saturating_sub(start)), Ordering::Relaxed);
     }
 
+    /// Gives up all of it, after the kernel has refused to move a mapping there.
+    ///
+    /// The kernel may have unmapped it, and other code may have mapped memory there. If it has a
+    /// hole, the kernel has unmapped all of it, and nothing is counted.
+    pub(super) fn lose_after_refusal(self) {
+        if is_mapped(self.addr, self.len) {
+            self.lose(0, self.len);
+        } else {
+            self.disown(0, self.len);
+        }
+    }
+
     /// Maps `source` over a part of the reservation.
     ///
     /// If mmap(2) fails, it may have unmapped the part: Linux before 6.12 always does, later
@@ -267,19 +279,24 @@ pub(super) unsafe fn unmap(addr: *mut u8, len: usize) {
 /// unmapped it, and another thread could get the addresses. If another thread has filled exactly
 /// the hole already, that cannot be detected.
 pub(super) fn abort_unless_mapped(addr: *mut u8, len: usize) {
+    if !is_mapped(addr, len) {
+        std::process::abort();
+    }
+}
+
+/// Returns whether all addresses of a range of whole pages are mapped. Allocates nothing.
+fn is_mapped(addr: *mut u8, len: usize) -> bool {
     // mincore(2) fails with ENOMEM if the range has an unmapped address. Nothing is allocated here,
     // because an allocation could be mapped into the hole.
     let mut pages = [0u8; 4096];
     let step = page_size().saturating_mul(pages.len());
-    for done in (0..len).step_by(step) {
+    (0..len).step_by(step).all(|done| {
         let here = len.saturating_sub(done).min(step);
         let at = addr.wrapping_add(done).cast();
         // SAFETY: the kernel writes one byte for each page of the range, and `pages` has one for
         // each page of `step`. It accesses no byte of the range.
-        if unsafe { libc::mincore(at, here, pages.as_mut_ptr()) } != 0 {
-            std::process::abort();
-        }
-    }
+        unsafe { libc::mincore(at, here, pages.as_mut_ptr()) == 0 }
+    })
 }
 
 /// A mapping at addresses that the kernel chooses, to test whether the kernel accepts it.
@@ -498,5 +515,32 @@ impl Reserved {
             len,
             writable,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lose_after_refusal_counts_addresses_that_are_mapped() {
+        // Too large for mappings of other tests to fill it while it is unmapped.
+        let len = 1 << 28;
+        let reserve = || Reservation::new(len, 0, page_size(), 0).unwrap();
+        for is_unmapped in [true, false] {
+            let (reservation, before) = (reserve(), still_mapped());
+            let addr = reservation.addr;
+            if is_unmapped {
+                // SAFETY: `reservation` owns the range, and gives it up below.
+                assert_eq!(unsafe { libc::munmap(addr.cast(), len) }, 0);
+            }
+            reservation.lose_after_refusal();
+            let counted = if is_unmapped { 0 } else { bytes(len) };
+            assert_eq!(still_mapped() - before, counted);
+            if !is_unmapped {
+                // SAFETY: the reservation has given up the range, which is still mapped.
+                assert_eq!(unsafe { libc::munmap(addr.cast(), len) }, 0);
+            }
+        }
     }
 }
