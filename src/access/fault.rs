@@ -199,6 +199,33 @@ pub fn last() -> Option<LastFault> {
     LAST.get()
 }
 
+/// Makes accesses, and then restores the result of [`last`].
+///
+/// Use it in [`Bitmap::mark_dirty`](crate::bitmap::Bitmap::mark_dirty) if the marks are in memory
+/// that may fault, such as a log that a peer may truncate. The caller of the write then does not
+/// mistake the fault of the mark for a fault of its own.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::fault;
+///
+/// let before = fault::last();
+/// let is_marked = fault::keep_last(|| {
+///     // Accesses that may fault, and whose results say whether they did.
+///     true
+/// });
+/// assert!(is_marked && fault::last() == before);
+/// ```
+#[inline]
+pub fn keep_last<R>(accesses: impl FnOnce() -> R) -> R {
+    let (last, count) = (LAST.get(), COUNT.get());
+    let result = accesses();
+    LAST.set(last);
+    COUNT.set(count);
+    result
+}
+
 /// Returns the number of faults of this thread, which wraps.
 #[inline]
 pub(crate) fn count() -> u64 {

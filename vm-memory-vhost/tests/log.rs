@@ -227,8 +227,11 @@ fn truncated_log_loses_marks_without_ending_the_process() {
     assert_eq!(bitmap.lost_marks(), 1);
     assert!(bitmap.dirty_at((pages_of_log_page - 1) * PAGE));
     assert!(!bitmap.dirty_at(pages_of_log_page * PAGE));
+    // The faults are not those of the writer.
+    assert_eq!(fault::last(), None);
     let error = log.harvest(&mut Vec::new()).unwrap_err();
     assert!(matches!(error, LogError::Inaccessible(_)), "{error}");
+    assert!(fault::last().is_some());
 }
 
 /// Threads write pages while the front end replaces the log. It harvests each old log for the last

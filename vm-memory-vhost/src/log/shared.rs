@@ -7,8 +7,8 @@ use std::fs::File;
 use vm_memory::dirty::LogWords;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, VolatileMemory, VolatileMemoryError,
-    VolatileSlice,
+    fault, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, VolatileMemory,
+    VolatileMemoryError, VolatileSlice,
 };
 
 use super::LogError;
@@ -190,8 +190,9 @@ impl SharedLog {
             if at >= self.size {
                 break;
             }
-            // After a fault, the other pages are still marked.
-            is_marked &= or(&bits, at, pages).is_ok();
+            // After a fault, the other pages are still marked. The writer of the page reads
+            // `fault::last` for its own faults.
+            is_marked &= fault::keep_last(|| or(&bits, at, pages)).is_ok();
         }
         is_marked
     }
@@ -207,9 +208,8 @@ impl SharedLog {
     /// Returns whether the page of guest address `addr` is marked.
     pub(super) fn is_marked(&self, addr: usize) -> bool {
         let page = addr / LOG_PAGE_SIZE;
-        let byte = self
-            .bits()
-            .and_then(|bits| bits.load::<u8>(page / 8, Ordering::Acquire));
+        let load = |bits: VolatileSlice<'_>| bits.load::<u8>(page / 8, Ordering::Acquire);
+        let byte = fault::keep_last(|| self.bits().and_then(load));
         byte.is_ok_and(|byte| byte & (1 << (page % 8)) != 0)
     }
 
