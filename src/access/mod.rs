@@ -31,11 +31,13 @@
 //! 3. [`load_ordered`], [`store_ordered`], [`fetch`] and [`compare_exchange`] have the requested
 //!    ordering. The other functions are unordered, except that the compiler does not move one block
 //!    of assembly across another.
-//! 4. A bulk copy may move bytes in any order and more than once. It has moved all of them before
-//!    it returns, and before any later store of the same thread.
+//! 4. A bulk copy may move bytes in any order and more than once. It has executed all of its
+//!    loads and stores before it returns. On x86_64, other processors see its stores before any
+//!    later store of the same thread. On other processors, only a later store with release
+//!    ordering, or a fence, orders them.
 //!
 //! The portable routines keep guarantees 1 to 4 on the processor. The documentation of `portable`
-//! says what they leave open in the language.
+//! names the case that the language leaves undefined.
 //!
 //! # Contract
 //!

@@ -5,8 +5,8 @@
 //! of different sizes to the same bytes ("core::sync::atomic", "Memory model for atomic accesses").
 //! One host thread may read a `u32` of guest memory while another writes a `u8` of it. Accesses of
 //! one size are sound. For mixed sizes, the compiled code determines the result: one instruction
-//! for each load or store. Each processor that Rust supports keeps the guarantees of
-//! [`access`](super).
+//! for each load or store. With them, each processor that Rust supports keeps guarantees 1 to 4 of
+//! [`access`](super). The order in which other processors see a bulk copy is that of the processor.
 //!
 //! These routines do not recover from faults.
 
