@@ -73,7 +73,8 @@
 //!
 //! # Modules
 //!
-//! The feature `rawfd` is on by default. The main items of each module are re-exported here.
+//! The feature `rawfd` is on by default. The items in the crate root of 0.18.0 are re-exported
+//! here, and a few more. Import the others from their modules.
 //!
 //! | module | content | feature |
 //! |---|---|---|
@@ -152,8 +153,9 @@
 //!
 //! Locks call `futex` where threads contend, and the allocator makes calls of its own. Waits of an
 //! [`iommu::AskingIommu`] call `futex`, and so does a mapping that ends one. The crate
-//! `vm-memory-host` has a table of its own functions. The test `tests/system_calls.rs` of each
-//! crate traces the calls, and compares them with the table.
+//! `vm-memory-host` has a table of its own functions. The test `tests/system_calls.rs` of both
+//! crates traces the calls, and compares them with the table. The crate `vm-memory-vhost` has a
+//! table, too.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Production code obeys these; tests may panic. The lints for both are in Cargo.toml.

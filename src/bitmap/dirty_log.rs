@@ -22,6 +22,7 @@ use crate::page_size::DEFAULT_PAGE_SIZE;
 /// ```
 /// use std::num::NonZeroUsize;
 /// use std::ops::Range;
+/// use std::sync::atomic::{fence, Ordering};
 /// use vm_memory::bitmap::{DirtyLog, DirtyPages};
 ///
 /// struct AlwaysDirty;
@@ -33,6 +34,7 @@ use crate::page_size::DEFAULT_PAGE_SIZE;
 ///
 ///     fn harvest_into(&self, dirty: &mut DirtyPages) {
 ///         dirty.insert_range(0, dirty.byte_size());
+///         fence(Ordering::SeqCst);
 ///     }
 ///
 ///     fn put_back(&self, _ranges: &mut dyn Iterator<Item = Range<usize>>) {}
