@@ -2,8 +2,7 @@
 //!
 //! The crates `vhost` and `vhost-user-backend` own the socket of a back end. This crate has the
 //! parts that concern memory. It translates the front end's addresses, and keeps the IOTLB of a
-//! device behind an IOMMU. It marks dirty pages in the front end's log. It has no thread. Only the
-//! module [`log`], and the writer of a [`BackendChannel`], make system calls.
+//! device behind an IOMMU. It marks dirty pages in the front end's log. It has no thread.
 //!
 //! ```text
 //!   front end (VMM)                             back end (device)
@@ -29,6 +28,20 @@
 //!
 //! The front end is not trusted: no message causes a panic, an overflow or a loop without bound. A
 //! message that is refused has no effect.
+//!
+//! # System calls
+//!
+//! Add these calls to the seccomp filter of the thread that calls the function.
+//!
+//! | function | when | system calls |
+//! |---|---|---|
+//! | those of the module [`log`] | | its [table](log#system-calls) |
+//! | [`IotlbMessage::apply`] | if an access waits for the mapping | `futex` |
+//! | [`BackendChannel`] | for each miss, and for each access that is not permitted | those of its writer |
+//!
+//! Other functions make none. Locks call `futex` where threads contend, and the allocator makes
+//! calls of its own. The wait of the [`Invalidation`](vm_memory::iommu::Invalidation) that `apply`
+//! returns is in the table of `vm_memory`.
 //!
 //! # Examples
 //!

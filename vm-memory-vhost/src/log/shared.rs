@@ -75,8 +75,8 @@ pub struct SharedLog {
 impl SharedLog {
     /// Maps the log of `size` bytes at `offset` in a file, for reading and writing.
     ///
-    /// The file, the offset and the size are those of `VHOST_USER_SET_LOG_BASE`. The file may be
-    /// closed after the call.
+    /// The file, the offset and the size are those of `VHOST_USER_SET_LOG_BASE`. The log owns the
+    /// file.
     ///
     /// # Errors
     ///
