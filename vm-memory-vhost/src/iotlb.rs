@@ -1,6 +1,6 @@
 //! The effect of IOTLB messages on an IOTLB.
 
-use vm_memory::iommu::{Invalidation, SharedIotlb};
+use vm_memory::iommu::{Error, Invalidation, IovaRange, SharedIotlb};
 use vm_memory::GuestAddress;
 
 use crate::message::IotlbMessage;
@@ -11,14 +11,35 @@ use crate::table::{RegionTable, TableError};
 #[non_exhaustive]
 pub enum ApplyError {
     /// Only back ends send messages of this type.
-    #[error("a front end cannot send {0:?}")]
+    #[error("a front end cannot send a message of type {}", .0.type_name())]
     NotFromFrontEnd(IotlbMessage),
     /// The target of the mapping is not guest memory.
     #[error("the target of the mapping is not guest memory")]
     Target(#[from] TableError),
     /// The IOTLB refused the mapping.
     #[error("the IOTLB refuses the mapping")]
-    Iotlb(#[from] vm_memory::iommu::Error),
+    Iotlb(#[from] Error),
+}
+
+/// Returns the error of a range without addresses.
+fn is_empty(iova: GuestAddress) -> ApplyError {
+    refusal(iova, 0, "the range is empty")
+}
+
+/// Returns the error of a range that passes 2^64, or that is longer than a `usize`.
+fn passes_the_end(iova: GuestAddress, size: u64) -> ApplyError {
+    refusal(iova, size, "the range passes the end of the address space")
+}
+
+fn refusal(iova: GuestAddress, size: u64, reason: &str) -> ApplyError {
+    let iova_range = IovaRange {
+        base: iova,
+        length: usize::try_from(size).unwrap_or(usize::MAX),
+    };
+    ApplyError::Iotlb(Error::CannotResolve {
+        iova_range,
+        reason: reason.to_owned(),
+    })
 }
 
 impl IotlbMessage {
@@ -40,8 +61,9 @@ impl IotlbMessage {
     ///
     /// # Errors
     ///
-    /// Returns [`ApplyError`] for a `Miss` or an `AccessFail`, or if the target of the mapping is
-    /// not in the table, or its range passes 2^64. Then the IOTLB does not change.
+    /// Returns [`ApplyError`] for a `Miss` or an `AccessFail`. It also does so for an `Update` that
+    /// is empty, whose range passes 2^64, or whose target is not in the table. Then the IOTLB does
+    /// not change.
     ///
     /// # Examples
     ///
@@ -91,31 +113,22 @@ impl IotlbMessage {
             } => {
                 // All checks are made before the first mapping is set.
                 let ranges = table.translate(user_address, size)?;
-                let passes_the_end = || vm_memory::iommu::Error::CannotResolve {
-                    iova_range: vm_memory::iommu::IovaRange {
-                        base: iova,
-                        length: usize::try_from(size).unwrap_or(usize::MAX),
-                    },
-                    reason: "the range is empty or passes the end of the address space".into(),
-                };
-                let last = size
-                    .checked_sub(1)
-                    .and_then(|more| iova.0.checked_add(more));
-                if last.is_none() || usize::try_from(size).is_err() {
-                    return Err(passes_the_end().into());
+                let more = size.checked_sub(1).ok_or_else(|| is_empty(iova))?;
+                if iova.0.checked_add(more).is_none() || usize::try_from(size).is_err() {
+                    return Err(passes_the_end(iova, size));
                 }
-                let mut last = None;
+                let mut change = None;
                 let mut next = iova.0;
                 for (target, len) in ranges {
                     let length = usize::try_from(len).unwrap_or(usize::MAX);
-                    last =
-                        Some(iotlb.set_mapping(GuestAddress(next), target, length, permissions)?);
+                    let at = GuestAddress(next);
+                    change = Some(iotlb.set_mapping(at, target, length, permissions)?);
                     // Wraps only after the last range, if that ends at 2^64.
                     next = next.wrapping_add(len);
                 }
                 // The range is not empty, so there was a mapping. Its change is the last one, and
                 // includes the earlier ones.
-                last.ok_or_else(|| passes_the_end().into())
+                change.ok_or_else(|| is_empty(iova))
             }
             Self::Invalidate { iova, size } => {
                 // A range that passes the end is not refused, because its mappings must be removed.

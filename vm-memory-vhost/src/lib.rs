@@ -2,7 +2,8 @@
 //!
 //! The crates `vhost` and `vhost-user-backend` own the socket of a back end. This crate has the
 //! parts that concern memory. It translates the front end's addresses, and keeps the IOTLB of a
-//! device behind an IOMMU. It marks dirty pages in the front end's log. It has no thread.
+//! device behind an IOMMU. It marks dirty pages in the front end's log. It has no thread. It
+//! supports Unix only.
 //!
 //! ```text
 //!   front end (VMM)                             back end (device)
@@ -87,7 +88,7 @@ pub use iotlb::ApplyError;
 pub use message::{
     Header, IotlbMessage, MessageError, VHOST_USER_BACKEND_IOTLB_MSG, VHOST_USER_IOTLB_MSG,
 };
-pub use table::{MemoryRegion, RegionTable, TableError};
+pub use table::{AddressSpace, MemoryRegion, RegionTable, TableError};
 
 /// The code in README.md, compiled and run as a documentation test.
 #[cfg(doctest)]

@@ -202,7 +202,8 @@ impl Header {
 /// payload[24] = 4; // permissions that do not exist
 /// assert_eq!(IotlbMessage::decode(&payload), Err(MessageError::Permissions(4)));
 /// ```
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
 #[doc(alias = "vhost_iotlb_msg")]
 pub enum IotlbMessage {
     /// The back end has no mapping for an access (`VHOST_IOTLB_MISS`).
@@ -246,6 +247,16 @@ pub enum IotlbMessage {
 impl IotlbMessage {
     /// The length of an IOTLB message in bytes, without its header.
     pub const SIZE: usize = 32;
+
+    /// Returns the name of the type, as the kernel defines it.
+    pub(crate) fn type_name(&self) -> &'static str {
+        match self {
+            Self::Miss { .. } => "VHOST_IOTLB_MISS",
+            Self::Update { .. } => "VHOST_IOTLB_UPDATE",
+            Self::Invalidate { .. } => "VHOST_IOTLB_INVALIDATE",
+            Self::AccessFail { .. } => "VHOST_IOTLB_ACCESS_FAIL",
+        }
+    }
 
     /// The length of an IOTLB message in bytes, with its header.
     pub const MESSAGE_SIZE: usize = Header::SIZE.saturating_add(Self::SIZE);

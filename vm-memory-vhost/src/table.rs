@@ -1,5 +1,6 @@
 //! [`RegionTable`]: the regions of a front end, by user address and by guest address.
 
+use std::fmt;
 use std::fs::File;
 use std::sync::Arc;
 
@@ -36,7 +37,9 @@ use vm_memory::{FileOffset, GuestAddress};
 /// ```
 ///
 /// Without that crate, use [`file_ranges`](Self::file_ranges).
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+///
+/// The protocol fixes the fields, so the struct cannot grow.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[doc(alias = "VhostUserMemoryRegion")]
 pub struct MemoryRegion {
     /// The first guest physical address.
@@ -59,15 +62,19 @@ pub enum TableError {
         /// The first guest address of the region.
         guest_address: GuestAddress,
     },
-    /// The region passes the end of one of its address spaces, or of its file.
-    #[error(
-        "the region of {size:#x} bytes at guest address {guest:#x} passes the end of the guest's \
-         address space, of the front end's, or of any file",
-        guest = guest_address.0
-    )]
+    /// The region passes 2^64 in one of its address spaces.
+    #[error("the region of {size:#x} bytes at {space} {start:#x} passes the end, 2^64")]
     PastTheEnd {
-        /// The first guest address of the region.
-        guest_address: GuestAddress,
+        /// The address space.
+        space: AddressSpace,
+        /// The first address of the region in it.
+        start: u64,
+        /// The length in bytes.
+        size: u64,
+    },
+    /// The region is longer than a `usize`.
+    #[error("the region of {size:#x} bytes is larger than the address space of this process")]
+    TooLarge {
         /// The length in bytes.
         size: u64,
     },
@@ -106,6 +113,41 @@ pub enum TableError {
     },
 }
 
+/// An address space of a [`MemoryRegion`]. `Display` prints the kind of its addresses.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::GuestAddress;
+/// use vm_memory_vhost::{AddressSpace, MemoryRegion, RegionTable, TableError};
+///
+/// let region = MemoryRegion::new(GuestAddress(0), 0x1000, u64::MAX, 0);
+/// let error = RegionTable::new([region]).unwrap_err();
+/// let TableError::PastTheEnd { space, start, .. } = error else { panic!("{error}") };
+/// assert_eq!((space, start), (AddressSpace::FrontEnd, u64::MAX));
+/// assert_eq!(space.to_string(), "user address");
+/// ```
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum AddressSpace {
+    /// Guest physical addresses.
+    Guest,
+    /// The addresses of the front end.
+    FrontEnd,
+    /// The offsets in the file of the region.
+    File,
+}
+
+impl fmt::Display for AddressSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Guest => "guest address",
+            Self::FrontEnd => "user address",
+            Self::File => "file offset",
+        })
+    }
+}
+
 /// Returns the last of `size` addresses at `first`.
 fn last_of(first: u64, size: u64) -> Option<u64> {
     first.checked_add(size.checked_sub(1)?)
@@ -120,6 +162,22 @@ fn overlap(one: u64, one_size: u64, other: u64, other_size: u64) -> bool {
 }
 
 impl MemoryRegion {
+    /// Creates a region of its fields, in the order of the protocol.
+    #[must_use]
+    pub fn new(
+        guest_address: GuestAddress,
+        size: u64,
+        user_address: u64,
+        mmap_offset: u64,
+    ) -> Self {
+        Self {
+            guest_address,
+            size,
+            user_address,
+            mmap_offset,
+        }
+    }
+
     /// Checks the region by itself.
     fn check(&self) -> Result<(), TableError> {
         let &Self {
@@ -130,12 +188,13 @@ impl MemoryRegion {
         if size == 0 {
             return Err(TableError::Empty { guest_address });
         }
-        let starts = [guest_address.0, self.user_address, self.mmap_offset];
-        if starts.iter().any(|start| last_of(*start, size).is_none()) {
-            return Err(TableError::PastTheEnd {
-                guest_address,
-                size,
-            });
+        let starts = [
+            (AddressSpace::Guest, guest_address.0),
+            (AddressSpace::FrontEnd, self.user_address),
+            (AddressSpace::File, self.mmap_offset),
+        ];
+        for (space, start) in starts {
+            last_of(start, size).ok_or(TableError::PastTheEnd { space, start, size })?;
         }
         Ok(())
     }
@@ -151,15 +210,13 @@ impl MemoryRegion {
     ///
     /// # Errors
     ///
-    /// Returns [`TableError::PastTheEnd`] if the size does not fit in a `usize`.
+    /// Returns [`TableError::TooLarge`] if the size does not fit in a `usize`.
     pub fn file_range(
         &self,
         file: impl Into<Arc<File>>,
     ) -> Result<(GuestAddress, usize, Option<FileOffset>), TableError> {
-        let size = usize::try_from(self.size).map_err(|_| TableError::PastTheEnd {
-            guest_address: self.guest_address,
-            size: self.size,
-        })?;
+        let size =
+            usize::try_from(self.size).map_err(|_| TableError::TooLarge { size: self.size })?;
         let file = FileOffset::from_arc(file.into(), self.mmap_offset);
         Ok((self.guest_address, size, Some(file)))
     }
@@ -172,7 +229,7 @@ impl MemoryRegion {
     ///
     /// # Errors
     ///
-    /// Returns [`TableError::PastTheEnd`] if a size does not fit in a `usize`.
+    /// Returns [`TableError::TooLarge`] if a size does not fit in a `usize`.
     ///
     /// # Examples
     ///
@@ -463,10 +520,7 @@ mod tests {
             mmap_offset: u64::MAX,
             ..region(0x8000, 2, 0x1_0000)
         };
-        let past = |guest_address, size| TableError::PastTheEnd {
-            guest_address,
-            size,
-        };
+        let past = |space, start, size| TableError::PastTheEnd { space, start, size };
         let guest = |guest_address| TableError::GuestOverlap {
             guest_address,
             other: at(0x1000),
@@ -482,10 +536,19 @@ mod tests {
                     guest_address: at(0),
                 },
             ),
-            (region(0, 2, u64::MAX), past(at(0), 2)),
-            (region(u64::MAX, 2, 0), past(at(u64::MAX), 2)),
-            (region(2, u64::MAX, 0), past(at(2), u64::MAX)),
-            (far_in_file, past(at(0x8000), 2)),
+            (
+                region(0, 2, u64::MAX),
+                past(AddressSpace::FrontEnd, u64::MAX, 2),
+            ),
+            (
+                region(u64::MAX, 2, 0),
+                past(AddressSpace::Guest, u64::MAX, 2),
+            ),
+            (
+                region(2, u64::MAX, 0),
+                past(AddressSpace::Guest, 2, u64::MAX),
+            ),
+            (far_in_file, past(AddressSpace::File, u64::MAX, 2)),
             (region(0xfff, 2, 0), guest(at(0xfff))),
             (region(0x1fff, 1, 0), guest(at(0x1fff))),
             (region(0, u64::MAX, 0), guest(at(0))),

@@ -378,16 +378,19 @@ const SHORTAGES: [i32; 4] = [libc::EFAULT, libc::ENOMEM, libc::ENOSPC, libc::EDQ
 /// # Examples
 ///
 /// ```
-/// use std::error::Error;
-/// use vm_memory_host::{ChangeError, RefusedPage};
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use vm_memory_host::{discard_pages, ChangeError, MemoryBuilder, Region};
 ///
-/// let refused = RefusedPage { page: 0x100, source: ChangeError::Hole { addr: 0x10_0000 } };
+/// let region = Region::new(GuestAddress(0), 1 << 20);
+/// let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
+/// let refused = discard_pages(&memory, [0x100u32]).first_refused.ok_or("no page was refused")?;
 /// assert_eq!(refused.to_string(), "page 0x100 was refused");
-/// let reason = refused.source().map(|reason| reason.to_string());
-/// assert!(reason.is_some_and(|reason| reason.starts_with("no region contains guest address ")));
+/// assert!(matches!(refused.source, ChangeError::Hole { .. }));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, thiserror::Error)]
 #[error("page {page:#x} was refused")]
+#[non_exhaustive]
 pub struct RefusedPage {
     /// The guest physical address of the page, divided by 4096.
     pub page: u64,

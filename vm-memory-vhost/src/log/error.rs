@@ -39,7 +39,9 @@ pub enum LogError {
         needed: u64,
     },
     /// At the deadline, threads were still marking in the log that is being replaced.
-    #[error("{writers} threads still mark in the replaced dirty log")]
+    #[error(
+        "{writers} threads still mark in the replaced dirty log; keep the old log, and try again"
+    )]
     WritersRemain {
         /// The number of threads.
         writers: usize,

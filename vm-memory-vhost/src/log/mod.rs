@@ -25,6 +25,8 @@
 //! | [`LogBitmap::replace`] | while threads mark in the old log | `clock_nanosleep` |
 //! | [`LogBitmap::replace`], [`LogBitmap::stop`] | drop the old log | `munmap`, `close` |
 //! | [`LogBitmap::replace`], [`LogBitmap::stop`] | while another thread calls one of them | `futex` |
+//!
+//! No test compares this table with the calls.
 
 mod bitmap;
 mod error;
