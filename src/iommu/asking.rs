@@ -32,6 +32,10 @@ pub trait MappingSource: Send + Sync {
     /// address. The rest is then requested separately. Several threads may call this at the same
     /// time.
     ///
+    /// A mapping is the reply to each request for its pages whose access it permits. If it permits
+    /// none of them, it is the reply to all, and these accesses fail. So set a mapping for each
+    /// request, even if a mapping that does not permit the access is set already.
+    ///
     /// # Errors
     ///
     /// Returns an error if there is no such mapping, or if the request cannot be sent. The access
@@ -192,8 +196,9 @@ impl<S: MappingSource> AskingIommu<S> {
     /// Removes all mappings, ends all waits, and makes later misses fail without a request.
     ///
     /// Call it when the connection to the source ends, because nothing can invalidate the mappings
-    /// afterwards. Accesses that began before the call may still use the mappings: wait for the
-    /// returned [`Invalidation`].
+    /// afterwards. Call it after the last [`set_mapping`](SharedIotlb::set_mapping): a mapping that
+    /// is set later stays, and accesses use it. Accesses that began before the call may still use
+    /// the mappings: wait for the returned [`Invalidation`].
     ///
     /// # Examples
     ///

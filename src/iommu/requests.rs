@@ -2,8 +2,8 @@
 //!
 //! A thread *requests* a page that no other thread has requested. It *awaits* each page that it
 //! misses, also one that another thread has requested. A mapping that arrives resolves the requests
-//! of its pages. A thread that gives up takes its requests back, so that the others request these
-//! pages themselves.
+//! of its pages whose access it permits, or all if it permits none. A thread that gives up takes
+//! its requests back, so that the others request these pages themselves.
 
 use std::collections::BTreeMap;
 
@@ -56,15 +56,34 @@ impl Requests {
         is_new
     }
 
-    /// Resolves the requests of the pages that have an address from `first` to `last`.
+    /// Resolves requests of the pages that have an address from `first` to `last`.
+    ///
+    /// In each page, these are the requests whose access `permits` includes. The others wait for
+    /// a reply of their own. If there are only others, this is the reply, and resolves them all.
     ///
     /// Returns whether there was one.
-    pub(super) fn resolve(&mut self, first: u64, last: u64) -> bool {
-        let pages = (first & !(PAGE - 1), 0)..=(last, u8::MAX);
+    pub(super) fn resolve(&mut self, first: u64, last: u64, permits: u8) -> bool {
+        let is_permitted = |access: u8| access & !permits == 0;
         let mut any = false;
-        while let Some(page) = self.open.range(pages.clone()).next().map(|(page, _)| *page) {
-            self.open.remove(&page);
-            any = true;
+        let mut next = Some(first & !(PAGE - 1));
+        while let Some(from) = next.filter(|from| *from <= last) {
+            let Some(((page, _), _)) = self.open.range((from, 0)..=(last, u8::MAX)).next() else {
+                break;
+            };
+            let page = *page;
+            let of_page = || (page, 0)..=(page, u8::MAX);
+            let accesses = || self.open.range(of_page()).map(|((_, access), _)| *access);
+            let all = !accesses().any(is_permitted);
+            while let Some((key, _)) = self
+                .open
+                .range(of_page())
+                .find(|((_, access), _)| all || is_permitted(*access))
+            {
+                let key = *key;
+                self.open.remove(&key);
+                any = true;
+            }
+            next = page.checked_add(PAGE);
         }
         any
     }
@@ -102,6 +121,7 @@ mod tests {
 
     const READ: u8 = 1;
     const WRITE: u8 = 2;
+    const BOTH: u8 = READ | WRITE;
 
     #[test]
     fn wait_for_same_page_and_access_is_one_request() {
@@ -113,11 +133,13 @@ mod tests {
         assert!(requests.wait_for(0x2000, READ, &mut two));
         assert!(!requests.are_resolved(&mut one));
 
-        assert!(requests.resolve(0x1000, 0x1fff));
+        assert!(requests.resolve(0x1000, 0x1fff, BOTH));
         assert!(requests.are_resolved(&mut one));
         assert!(!requests.are_resolved(&mut two));
-        assert!(!requests.resolve(0x1000, 0x1fff) && !requests.resolve(0x3000, u64::MAX));
-        assert!(requests.resolve(0x2fff, 0x2fff));
+        assert!(
+            !requests.resolve(0x1000, 0x1fff, BOTH) && !requests.resolve(0x3000, u64::MAX, BOTH)
+        );
+        assert!(requests.resolve(0x2fff, 0x2fff, BOTH));
         assert!(requests.are_resolved(&mut two) && requests.is_empty());
     }
 
@@ -134,7 +156,7 @@ mod tests {
         assert!(!requests.take_back(&mut one) && !requests.is_empty());
 
         // A request that was resolved and made again by another thread stays.
-        assert!(requests.resolve(0, 0));
+        assert!(requests.resolve(0, 0, BOTH));
         assert!(requests.wait_for(0, READ, &mut one));
         assert!(!requests.take_back(&mut two) && !requests.is_empty());
         assert!(requests.take_back(&mut one) && requests.is_empty());
@@ -145,7 +167,29 @@ mod tests {
         let mut requests = Requests::default();
         let mut waits = Waits::default();
         assert!(requests.wait_for(u64::MAX, READ, &mut waits));
-        assert!(!requests.resolve(0, u64::MAX - 0x1000));
-        assert!(requests.resolve(u64::MAX, u64::MAX));
+        assert!(!requests.resolve(0, u64::MAX - 0x1000, BOTH));
+        assert!(requests.resolve(u64::MAX, u64::MAX, BOTH));
+    }
+    #[test]
+    fn resolve_of_page_removes_requests_that_mapping_permits_or_all() {
+        let mut requests = Requests::default();
+        let (mut reads, mut writes) = (Waits::default(), Waits::default());
+        for page in [0, 0x1000, u64::MAX] {
+            assert!(requests.wait_for(page, WRITE, &mut writes));
+            assert!(requests.wait_for(page, BOTH, &mut writes));
+        }
+        assert!(requests.wait_for(0x1000, READ, &mut reads));
+        // The second page has a request that the mapping permits. The first one has none.
+        assert!(requests.resolve(0, 0x1fff, READ));
+        assert!(requests.are_resolved(&mut reads));
+        assert_eq!(requests.open.len(), 4);
+        // Its own reply does not permit writing either.
+        assert!(requests.resolve(0x1000, 0x1000, READ));
+        assert_eq!(requests.open.len(), 2);
+        assert!(!requests.are_resolved(&mut writes));
+        assert!(requests.resolve(0, u64::MAX, WRITE));
+        assert!(!requests.are_resolved(&mut writes));
+        assert!(requests.resolve(0, u64::MAX, WRITE));
+        assert!(requests.are_resolved(&mut writes) && requests.is_empty());
     }
 }

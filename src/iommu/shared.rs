@@ -136,9 +136,11 @@ impl Replay for Iotlb {
         (self.leaves() / 64).saturating_add(3)
     }
 
-    fn resolves(update: &Update) -> Option<(u64, u64)> {
+    fn resolves(update: &Update) -> Option<(u64, u64, u8)> {
         match *update {
-            Update::Map(iova, _, length, ..) => Some((iova.0, last_of(iova.0, length)?)),
+            Update::Map(iova, _, length, permissions, _) => {
+                Some((iova.0, last_of(iova.0, length)?, permissions.bits()))
+            }
             _ => None,
         }
     }

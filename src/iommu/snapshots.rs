@@ -51,8 +51,9 @@ pub(super) trait Replay: Clone {
     /// [`clone_from`](Clone::clone_from).
     fn operations_for_a_copy(&self) -> usize;
 
-    /// Returns the first and the last address for which an operation resolves requests.
-    fn resolves(operation: &Self::Operation) -> Option<(u64, u64)>;
+    /// Returns the first and the last address for which an operation resolves requests, and the
+    /// bits of the access that it permits.
+    fn resolves(operation: &Self::Operation) -> Option<(u64, u64, u8)>;
 }
 
 /// An immutable version of the value.
@@ -152,8 +153,9 @@ impl<T: Replay> Snapshots<T> {
         }
         snapshot.version = version;
         let resolves = !writer.requests.is_empty()
-            && T::resolves(&operation)
-                .is_some_and(|(first, last)| writer.requests.resolve(first, last));
+            && T::resolves(&operation).is_some_and(|(first, last, permits)| {
+                writer.requests.resolve(first, last, permits)
+            });
         let worth = next.value.operations_for_a_copy();
         writer.version = version;
         writer.log.push_back(operation);
@@ -274,7 +276,7 @@ mod tests {
             4
         }
 
-        fn resolves(_: &u64) -> Option<(u64, u64)> {
+        fn resolves(_: &u64) -> Option<(u64, u64, u8)> {
             None
         }
     }

@@ -152,6 +152,45 @@ fn translate_for_other_access_makes_a_request_of_its_own() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn translate_for_writing_waits_past_reply_that_permits_reading() {
+    let iotlb = SharedIotlb::new();
+    let (iommu, received) = sending(&iotlb);
+    thread::scope(|scope| {
+        let reads = iommu.clone();
+        let reads = scope.spawn(move || reads.translate(GuestAddress(0), 8, Read).is_ok());
+        assert_eq!(received.recv(), Ok(0));
+        let (started, sleeper) = channel();
+        let writes = iommu.clone();
+        let writes = scope.spawn(move || {
+            started.send(test_support::ThreadId::current()).unwrap();
+            writes.translate(GuestAddress(0), 8, Write).is_ok()
+        });
+        assert_eq!(received.recv(), Ok(0));
+        let sleeper = sleeper.recv().unwrap();
+        sleeper.wait_until_asleep();
+        // The reply to the first request, and later that to the second.
+        map_page(&iotlb, 0, Read);
+        assert!(reads.join().unwrap());
+        sleeper.wait_until_asleep();
+        map_page(&iotlb, 0, ReadWrite);
+        assert!(
+            writes.join().unwrap(),
+            "the reply for reading woke the writer"
+        );
+    });
+    assert_eq!(requests(&iommu).len(), 2);
+
+    // No reply permits writing.
+    let iotlb = SharedIotlb::new();
+    let iommu = asking(&iotlb, Duration::MAX, |_, iova| {
+        map_page(&iotlb, iova, Read);
+        Ok(())
+    });
+    assert!(iommu.translate(GuestAddress(0), 8, Write).is_err());
+}
+
+#[test]
 fn translate_after_lost_reply_requests_again() {
     let iotlb = SharedIotlb::new();
     let iommu = asking(&iotlb, Duration::MAX, |number, iova| {

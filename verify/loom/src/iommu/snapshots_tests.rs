@@ -47,8 +47,8 @@ impl Replay for Watched {
         1
     }
 
-    fn resolves(more: &u64) -> Option<(u64, u64)> {
-        Some((*more, *more))
+    fn resolves(more: &u64) -> Option<(u64, u64, u8)> {
+        Some((*more, *more, u8::MAX))
     }
 }
 
@@ -144,7 +144,7 @@ impl Replay for Shared {
         0
     }
 
-    fn resolves(_: &u64) -> Option<(u64, u64)> {
+    fn resolves(_: &u64) -> Option<(u64, u64, u8)> {
         None
     }
 }
