@@ -42,5 +42,7 @@ pub(crate) fn wait<'a, T>(
     guard: loom::sync::MutexGuard<'a, T>,
     _left: Option<std::time::Duration>,
 ) -> loom::sync::MutexGuard<'a, T> {
-    condition.wait(guard).expect("no model panics while it holds a lock")
+    condition
+        .wait(guard)
+        .expect("no model panics while it holds a lock")
 }
