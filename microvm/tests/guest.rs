@@ -135,7 +135,12 @@ fn option_with_bad_value_is_refused() {
         ),
         (
             &["--disk", arg(&missing)],
-            &["--disk", "missing: No such file", "check the path"],
+            &[
+                "--disk",
+                "missing: cannot use the file",
+                "No such file",
+                "check the path",
+            ],
         ),
         (
             &["--disk", folder, "--disk-write"],
@@ -160,7 +165,8 @@ fn option_with_bad_value_is_refused() {
 #[test]
 fn missing_kvm_device_error_names_it_and_the_remedy() {
     let words = [
-        "/no/kvm: No such file",
+        "/no/kvm: cannot open it",
+        "No such file",
         "load kvm_intel or kvm_amd",
         "cargo test -p e2e",
     ];
@@ -193,7 +199,10 @@ fn kvm_device_without_permission_error_names_it_and_the_remedy() {
     let copy = dir.path().join("microvm");
     std::fs::copy(MICROVM, &copy).unwrap();
     match Command::new(copy).uid(65534).gid(65534).output() {
-        Ok(output) => assert_refused(&output, &["/dev/kvm: Permission denied", "group"]),
+        Ok(output) => assert_refused(
+            &output,
+            &["/dev/kvm: cannot open it", "Permission denied", "group"],
+        ),
         Err(e) => skipped(test, format!("cannot run as another user: {e}")),
     }
 }

@@ -133,7 +133,7 @@ fn file_that_does_not_boot_is_refused() {
         (vec![arg(&no_64)], vec!["no 64-bit entry point"]),
         (
             vec![arg(&missing)],
-            vec!["--kernel", "missing: No such file"],
+            vec!["--kernel", "missing: cannot use the file", "No such file"],
         ),
         (vec![arg(dir.path())], vec!["--kernel"]),
         (

@@ -129,7 +129,7 @@ mod tests {
         let features = Workspace::find().unwrap().features().unwrap();
         assert_eq!(
             features,
-            "rawfd,backend-mmap,backend-bitmap,backend-atomic,iommu,derive,zerocopy"
+            "rawfd,backend-mmap,backend-bitmap,backend-atomic,iommu,derive,zerocopy,serde,log"
         );
     }
 }

@@ -10,7 +10,7 @@ use microvm::bus::Bus;
 use microvm::kvm::{Entry, Stopped, Vm};
 use microvm::memory::{build, pages, Backing, GuestRam, HIGH_START};
 use microvm::serial;
-use test_support::skipped;
+use test_support::{error_chain, skipped};
 use vm_memory::{Bytes, GuestAddress};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -119,6 +119,6 @@ fn memory_past_the_physical_address_space_is_refused() {
     };
     let block = std::num::NonZeroU64::new(2 << 20).unwrap();
     let one = Arc::new(pluggable(1 << 52, 2 << 20, block, &Backing::Anonymous).unwrap());
-    let error = vm.slots().add(&one).unwrap_err().to_string();
+    let error = error_chain(&vm.slots().add(&one).unwrap_err());
     assert!(error.contains("physical address space"), "{error}");
 }
