@@ -73,7 +73,7 @@ use shared::{Distribution, SharedMarks};
 /// The dirty pages of a whole guest memory.
 ///
 /// Keep one value for all rounds of a migration, so that its buffers are reused. A harvest adds to
-/// the set; [`clear`](Self::clear) it after its pages were sent.
+/// the set; [`clear`](Self::clear) it after the destination has acknowledged its pages.
 ///
 /// The set has the regions of the memory that was last harvested. It stores no page outside them.
 /// Two sets are equal if the same guest addresses are dirty, whatever their regions and page sizes.

@@ -34,7 +34,7 @@ pub(super) const REQUEST_FAILED: &str = "is not mapped, and its request failed:"
 ///
 /// # Examples
 ///
-/// A device tells a front end that does not reply from a guest that has not mapped its buffer:
+/// A device tells a missing reply from an access that a mapping does not permit:
 ///
 /// ```
 /// # #[cfg(feature = "backend-mmap")] {
@@ -49,10 +49,11 @@ pub(super) const REQUEST_FAILED: &str = "is not mapped, and its request failed:"
 /// let memory = IommuMemory::new(physical, iommu, true, ());
 /// match memory.read_obj::<u64>(GuestAddress(0x8000)) {
 ///     Err(GuestMemoryError::IommuError(error)) => match error.kind() {
-///         ErrorKind::TimedOut | ErrorKind::RequestFailed | ErrorKind::Closed => {
-///             println!("the front end is gone: {error}");
-///         }
-///         _ => panic!("a fault of the guest: {error}"),
+///         // The front end is slow, or the guest has not mapped the address: vhost-user has no
+///         // message for this, so a front end may not reply.
+///         ErrorKind::TimedOut => println!("{error}"),
+///         ErrorKind::RequestFailed | ErrorKind::Closed => panic!("no front end: {error}"),
+///         _ => panic!("the guest does not permit the access: {error}"),
 ///     },
 ///     other => panic!("{other:?}"),
 /// }

@@ -274,7 +274,9 @@ impl SharedIotlb {
     ///
     /// No other change comes between the check and the removal. Accesses that began before the call
     /// may still use the mappings: wait for the returned [`Invalidation`] before the device
-    /// responds.
+    /// responds. If the wait ends at its deadline, the mappings are removed, but may be in use. Let
+    /// the request fail (`VIRTIO_IOMMU_S_DEVERR`): a driver that repeats it waits for the same
+    /// accesses.
     ///
     /// # Errors
     ///

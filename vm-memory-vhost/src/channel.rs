@@ -14,7 +14,12 @@ use crate::message::{IotlbMessage, VHOST_USER_BACKEND_IOTLB_MSG};
 /// the socket of `VHOST_USER_SET_BACKEND_REQ_FD`, or any other that sends bytes to the front end.
 /// Set a write timeout for a socket: a front end that does not read must not block a device.
 ///
-/// After a write that fails, the channel is closed, because a part of a message may have been sent.
+/// After a write that fails, the channel sends nothing more, because a part of a message may have
+/// been sent. Call [`AskingIommu::close`](vm_memory::iommu::AskingIommu::close) then.
+///
+/// The protocol has no refusal. A front end may not reply to a `Miss` of an address that the guest
+/// has not mapped: QEMU does not. The access then fails at the timeout, which is no reason to end
+/// the connection.
 ///
 /// [`AskingIommu`]: vm_memory::iommu::AskingIommu
 ///

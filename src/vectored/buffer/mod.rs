@@ -255,6 +255,9 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///   in use;
     /// - [`Error::IOError`] with the error of the system if a page of a Xen guest cannot be mapped.
     ///   A page that is not granted is `EINVAL`.
+    ///
+    /// The iterator cannot fail. To read descriptors that may be unreadable, collect them in a
+    /// vector first, and reuse it.
     #[doc(alias = "descriptor chain")]
     pub fn try_extend<I>(&mut self, ranges: I) -> Result<()>
     where

@@ -189,7 +189,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// segments, and is repeated after `EINTR`. An empty buffer makes no call.
     ///
     /// Marks the pages of the bytes read dirty, and keeps the bytes in the buffer. A device reports
-    /// [`len`](Self::len) bytes, and drops or [clears](Self::clear) the buffer.
+    /// [`len`](Self::len) bytes, and those that it removed before. It then drops or
+    /// [clears](Self::clear) the buffer.
     ///
     /// # Examples
     ///

@@ -24,7 +24,8 @@ impl Description {
     ///    A block that was plugged between the harvest and the description then reads as zeroes.
     /// 4. The source sends the other dirty pages (`DirtyMemory::runs`), and the destination
     ///    writes them. The source skips a run of a block that is unplugged meanwhile: [`unplug`]
-    ///    has marked the block, so the next harvest finds it.
+    ///    has marked the block, so the next harvest finds it. To be able to skip it, the source
+    ///    copies the bytes of a chunk to a buffer before it sends the header of the chunk.
     ///
     /// After the last round, while the guest is paused, both sides have the same blocks.
     ///

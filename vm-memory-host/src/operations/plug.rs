@@ -42,6 +42,9 @@ use crate::sys::{self, Advice};
 /// `plugged_size`. The device must reject a PLUG request that covers a plugged block (section
 /// 5.15.6.3). It asks for the [state](plug_state) first.
 ///
+/// The range may span regions. A device must check that a guest's range is inside its own region
+/// and its `requested_size`: these functions do not know which region belongs to which device.
+///
 /// # Examples
 ///
 /// ```
@@ -144,7 +147,8 @@ where
 /// - touches a region that the parent process built.
 ///
 /// Returns [`ChangeError::System`] for the first region whose pages the system refuses to discard.
-/// All blocks of the range are unplugged nevertheless.
+/// All blocks of the range are unplugged nevertheless. The `plugged_size` of the device is then the
+/// number of bytes that [`BlockStates`](vm_memory::mmap::BlockStates) counts as plugged.
 #[doc(alias = "virtio-mem")]
 #[doc(alias = "hot-unplug")]
 pub fn unplug<M>(memory: &M, addr: GuestAddress, len: u64) -> Result<u64, ChangeError>

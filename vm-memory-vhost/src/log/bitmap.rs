@@ -20,6 +20,12 @@ const POLL: Duration = Duration::from_micros(50);
 /// addresses, or IOVAs behind an IOMMU. Each region has an
 /// [`ArcSlice`](vm_memory::bitmap::ArcSlice) that begins at the guest address of the region.
 ///
+/// # Regions that are added
+///
+/// While there is a log, a region that the log has no bits for cannot be built, because its marks
+/// would be lost. The front end sends a larger log first, and then the region
+/// (`VHOST_USER_ADD_MEM_REG`). [Replace](Self::replace) the log before the region is built.
+///
 /// # Examples
 ///
 /// ```
