@@ -224,8 +224,9 @@ mod tests {
             assert!(MmapRegion::<AtomicBitmap>::from_range(range.clone()).is_ok());
             let error = MmapRegion::<Short>::from_range(range).unwrap_err();
             assert_eq!(
-                error.to_string(),
-                "bitmap does not track all 0x4000 bytes of the region; use a larger bitmap"
+                test_support::error_chain(&error),
+                "cannot map memory: \
+                 bitmap does not track all 0x4000 bytes of the region; use a larger bitmap"
             );
         }
     }
