@@ -147,7 +147,8 @@ fn held_memory_keeps_a_limited_number_of_slices(env: &mut dyn Environment) -> Ou
     let expected =
         "held memory already has 1024 slices mapped, which is the limit; use a view for \
                     each request";
-    assert_eq!(error.to_string(), expected);
+    let cause = std::error::Error::source(&error).map(ToString::to_string);
+    assert_eq!(cause.as_deref(), Some(expected));
     drop(slices);
     drop(request);
     assert_released(env, "after the request");
