@@ -72,16 +72,20 @@ impl Work {
         self
     }
 
-    /// Returns the number of operations per microsecond by all threads. Each runs until the end.
+    /// Returns the number of operations per microsecond by all threads. Each runs until the end, and
+    /// at least once.
     fn rate(&self, threads: usize, time: Duration) -> Result<f64> {
         let (start, stop) = (Barrier::new(threads + 1), AtomicBool::new(false));
         let run = |thread: u64| -> Result<f64> {
             let (mut done, mut succeeded) = (0, true);
             start.wait();
             let began = Instant::now();
-            while !stop.load(Ordering::Relaxed) {
+            loop {
                 succeeded &= (self.run)(thread, done);
                 done += BATCH;
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
             }
             ensure!(succeeded, "an operation failed");
             Ok(done as f64 / began.elapsed().as_secs_f64() / 1e6)
