@@ -72,8 +72,9 @@ impl Work {
         self
     }
 
-    /// Returns the number of operations per microsecond by all threads. Each runs until the end, and
-    /// at least once.
+    /// Returns the number of operations per microsecond by all threads.
+    ///
+    /// Each runs until the end, and at least once.
     fn rate(&self, threads: usize, time: Duration) -> Result<f64> {
         let (start, stop) = (Barrier::new(threads + 1), AtomicBool::new(false));
         let run = |thread: u64| -> Result<f64> {

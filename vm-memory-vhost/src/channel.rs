@@ -18,8 +18,8 @@ use crate::message::{IotlbMessage, VHOST_USER_BACKEND_IOTLB_MSG};
 /// been sent. Call [`AskingIommu::close`](vm_memory::iommu::AskingIommu::close) then.
 ///
 /// The protocol has no refusal. A front end may not reply to a `Miss` of an address that the guest
-/// has not mapped: QEMU does not. The access then fails at the timeout, which is no reason to end
-/// the connection.
+/// has not mapped: QEMU does not. The access then fails at the timeout. Do not end the connection
+/// for it.
 ///
 /// [`AskingIommu`]: vm_memory::iommu::AskingIommu
 ///

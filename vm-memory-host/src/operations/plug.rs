@@ -43,7 +43,7 @@ use crate::sys::{self, Advice};
 /// 5.15.6.3). It asks for the [state](plug_state) first.
 ///
 /// The range may span regions. A device must check that a guest's range is inside its own region
-/// and its `requested_size`: these functions do not know which region belongs to which device.
+/// and its `requested_size`. These functions do not know which region belongs to which device.
 ///
 /// # Examples
 ///
