@@ -2,6 +2,7 @@
 
 use std::io;
 use std::num::{NonZeroU64, NonZeroUsize};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, RwLock};
 
 use vm_memory::mmap::{PluggedBlocks, PluggedBlocksError};
@@ -90,6 +91,7 @@ fn map_region(
         backing: backing.clone(),
         options: region.options.clone(),
         blocks,
+        plugs: AtomicU64::new(0),
         changes: RwLock::new(ZeroedRanges::new(count_protected_blocks(region, vmas)?)),
     };
     mapping.apply_options(0, len).map_err(|(what, source)| {

@@ -65,6 +65,8 @@ pub struct HostMapping {
     pub(crate) backing: OpenedBacking,
     pub(crate) options: Options,
     pub(crate) blocks: Option<(Blocks, Arc<PluggedBlocks>)>,
+    /// The number of calls that have plugged unplugged blocks.
+    pub(crate) plugs: AtomicU64,
     /// The zeroed ranges, and the lock that orders changes of the mapping.
     ///
     /// `discard`, `plug` and `unplug` write-lock it, which serialises them. `prefault` read-locks
@@ -158,6 +160,13 @@ impl HostMapping {
 
     pub(crate) fn id(&self) -> MappingId {
         self.id
+    }
+
+    /// Returns the number of calls that have plugged unplugged blocks.
+    pub(crate) fn plugs(&self) -> u64 {
+        // Relaxed: a guest uses a block after its device has acknowledged the plug. That orders the
+        // plug before the guest's later requests, of which a device calls this function.
+        self.plugs.load(Ordering::Relaxed)
     }
 
     pub(crate) fn mapped(&self) -> &Mapped {

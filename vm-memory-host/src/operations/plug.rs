@@ -9,6 +9,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::atomic::Ordering;
 
 use vm_memory::mmap::BlockStates;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
@@ -346,6 +347,10 @@ fn plug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64
             let _ = withdraw(&changes, blocks, at, run);
         }
         return Err(error);
+    }
+    if !unplugged.is_empty() {
+        // Relaxed: see `plugs`. Pages that a balloon has collected in the blocks before are stale.
+        mapping.plugs.fetch_add(1, Ordering::Relaxed);
     }
     record.plug(offset, len).map_err(io::Error::other)?;
     Ok(total(unplugged))

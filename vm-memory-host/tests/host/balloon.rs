@@ -407,6 +407,45 @@ fn balloon_keeps_pages_of_replaced_region_apart() {
 }
 
 #[test]
+fn balloon_forgets_pages_of_block_that_is_plugged_again() {
+    let test = "balloon_forgets_pages_of_block_that_is_plugged_again";
+    let Some(_pages) = HugePages::reserve(2, test) else {
+        return;
+    };
+    let region = huge_region(0, 2).release_huge_pages(true);
+    let memory = build(region.blocks(non_zero(HUGE), Unplugged::Mapped)).unwrap();
+    let block = GuestAddress(HUGE);
+    plug(&memory, block, HUGE).unwrap();
+    let mut balloon = Balloon::new();
+    let all_but_last = || SMALL..2 * SMALL - 1;
+    let last = [2 * SMALL - 1];
+    for lists_while_unplugged in [false, true] {
+        if !lists_while_unplugged {
+            let report = balloon.inflate(&memory, all_but_last());
+            assert_eq!(counts(&report), (0, SMALL - 1, 0));
+        }
+        unplug(&memory, block, HUGE).unwrap();
+        if lists_while_unplugged {
+            let report = balloon.inflate(&memory, all_but_last());
+            assert_eq!(counts(&report), (0, SMALL - 1, 0));
+        }
+        plug(&memory, block, HUGE).unwrap();
+        fill(&memory, HUGE, HUGE, 7);
+        let report = balloon.inflate(&memory, last);
+        assert_eq!(counts(&report), (0, 1, 0));
+        assert_eq!(byte_of_page(&memory, HUGE), Some(7));
+        balloon.deflate(&memory, last);
+    }
+    // A block that is plugged already keeps its bytes and its pages in the balloon.
+    let report = balloon.inflate(&memory, all_but_last());
+    assert_eq!(counts(&report), (0, SMALL - 1, 0));
+    assert_eq!(plug(&memory, block, HUGE).unwrap(), 0);
+    let report = balloon.inflate(&memory, last);
+    assert_eq!(counts(&report), (SMALL, 0, 0));
+    assert_eq!(byte_of_page(&memory, HUGE), Some(0));
+}
+
+#[test]
 fn balloon_of_kept_huge_pages_overwrites_them() {
     let test = "balloon_of_kept_huge_pages_overwrites_them";
     let Some(_pages) = HugePages::reserve(1, test) else {

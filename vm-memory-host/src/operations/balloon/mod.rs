@@ -40,6 +40,11 @@ use large_pages::LargePages;
 /// The device calls [`clear`](Self::clear) when it is reset. The pages are not part of a saved
 /// guest: a restored device begins with an empty balloon.
 ///
+/// [`plug`](crate::plug()) of a block makes the balloon forget the collected pages of the region.
+/// A driver that unplugs a block may never take its pages out of the balloon, and uses them after
+/// it has plugged the block again. Other pages of the region that are in the balloon can no longer
+/// complete a larger page, until the guest lists them again.
+///
 /// # Memory use
 ///
 /// It is proportional to the collected pages. At most, it is one bit for each 4096 bytes of regions
@@ -69,8 +74,9 @@ use large_pages::LargePages;
 #[doc(alias = "virtio-balloon")]
 #[doc(alias = "PFN")]
 pub struct Balloon {
-    /// The collected pages of each region that has larger pages.
-    regions: BTreeMap<MappingId, LargePages>,
+    /// The collected pages of each region that has larger pages, and its
+    /// [number of plugs](HostMapping::plugs) when the first of them was collected.
+    regions: BTreeMap<MappingId, (u64, LargePages)>,
 }
 
 impl Balloon {
@@ -165,7 +171,7 @@ impl Balloon {
                 continue;
             };
             let large = self.regions.get_mut(&mapping.id());
-            if let (Some(large), Ok(offset)) = (large, usize::try_from(offset.0)) {
+            if let (Some((_, large)), Ok(offset)) = (large, usize::try_from(offset.0)) {
                 large.remove(number_in_region(offset), 1);
             }
         }
@@ -184,6 +190,8 @@ impl Balloon {
     }
 
     /// Returns the collected pages of the region of `part`, which is in `memory`.
+    ///
+    /// Forgets those that were collected before a block of the region was plugged.
     fn large_pages<M>(&mut self, memory: &M, part: &ListedPart<'_, M::R>) -> &mut LargePages
     where
         M: GuestMemoryBackend,
@@ -195,9 +203,13 @@ impl Balloon {
             let present: BTreeSet<_> = mappings.map(HostMapping::id).collect();
             self.regions.retain(|id, _| present.contains(id));
         }
-        let pages_each = number_in_region(part.page_size());
-        let new = || LargePages::new(pages_each);
-        self.regions.entry(id).or_insert_with(new)
+        let plugs = part.mapping.plugs();
+        let new = || (plugs, LargePages::new(number_in_region(part.page_size())));
+        let entry = self.regions.entry(id).or_insert_with(new);
+        if entry.0 != plugs {
+            *entry = new();
+        }
+        &mut entry.1
     }
 }
 
