@@ -339,6 +339,42 @@ fn system_calls_are_those_of_the_documentation() {
     assert_eq!(unused, Vec::<String>::new());
 }
 
+/// The kernel fills a page that it allocates. A guest could have one page of 1 GiB filled again and
+/// again, by two small requests of a balloon.
+#[test]
+fn discard_of_released_huge_pages_allocates_each_once() {
+    let test = "discard_of_released_huge_pages_allocates_each_once";
+    let Some(_pages) = HugePages::reserve(4, test) else {
+        return;
+    };
+    let region = region(Backing::Hugetlb { page_size: HUGE }).release_huge_pages(true);
+    let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build().unwrap();
+    let mut balloon = Balloon::new();
+    let mut recorder = CallRecorder::default();
+    let mut record = || {
+        let inflate = || balloon.inflate(&memory, 0..1024u32).discarded;
+        assert_eq!(recorder.run("inflate", inflate)?, 1024);
+        balloon.deflate(&memory, [7u32]);
+        let again = || balloon.inflate(&memory, [7u32]).discarded;
+        assert_eq!(recorder.run("inflate again", again)?, 512);
+        let discard = || discard(&memory, GuestAddress(0), 3 * HUGE).unwrap();
+        recorder.run("discard", discard)
+    };
+    if let Err(error) = record() {
+        return skipped(test, error);
+    }
+    let calls = |wanted, name| {
+        let calls = recorder.calls();
+        let calls = calls.filter(|(function, call, _)| *function == wanted && call == name);
+        calls.count()
+    };
+    let both = |function| (calls(function, "fallocate"), calls(function, "madvise"));
+    assert_eq!(both("inflate"), (2, 2));
+    assert_eq!(both("inflate again"), (0, 1));
+    // Only the third page has not been released.
+    assert_eq!(both("discard"), (1, 3));
+}
+
 /// A peer can seal its file between two calls, so the second one would be refused. mmap(2) with
 /// MAP_FIXED may unmap its target before that, and leave a hole in the window of the guest.
 #[test]

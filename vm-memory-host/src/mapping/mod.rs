@@ -158,6 +158,12 @@ impl HostMapping {
         self.blocks.as_ref().map(|(_, blocks)| &***blocks)
     }
 
+    /// Returns whether a discard overwrites its huge pages, which stay with the region.
+    pub(crate) fn keeps_huge_pages(&self) -> bool {
+        let is_released = self.backing.is_shared() && self.options.release_huge_pages;
+        self.kind() == BackingKind::Hugetlb && !is_released
+    }
+
     pub(crate) fn id(&self) -> MappingId {
         self.id
     }

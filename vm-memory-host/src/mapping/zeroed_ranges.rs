@@ -1,6 +1,6 @@
 //! [`ZeroedRanges`]: the ranges of a private file that were replaced by zeroes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops;
 
 use crate::host::VmaBudget;
@@ -21,6 +21,9 @@ pub(crate) struct ZeroedRanges {
     ranges: BTreeMap<usize, Range>,
     /// The VMAs of the mapping, and those that these ranges or its protected blocks can add.
     pub(crate) vmas: VmaBudget,
+    /// Huge pages of a shared region that have returned to the pool, by their offset in the region.
+    /// The region no longer reserves them.
+    pub(crate) released: BTreeSet<usize>,
 }
 
 /// A range of zeroes.
@@ -44,6 +47,7 @@ impl ZeroedRanges {
         Self {
             ranges: BTreeMap::new(),
             vmas,
+            released: BTreeSet::new(),
         }
     }
 

@@ -35,6 +35,9 @@ use crate::sys::{self, Advice, Mapped};
 /// [sparse]: crate::Region::sparse
 /// [`release_huge_pages`]: crate::Region::release_huge_pages
 ///
+/// Overwriting takes host time in proportion to the range, each time. A guest can report a range
+/// any number of times: do not offer free page reporting for such a region.
+///
 /// The pages are marked dirty. Devices must not access the range during the call. Memory that a
 /// host device has pinned (VFIO) must not be discarded: the device would keep the old pages.
 ///
@@ -158,26 +161,26 @@ pub(super) fn discard_whole<R: HostMapped>(part: &Part<'_, R>) -> Result<u64, Ch
 
 /// Discards whole pages of a mapping, and returns the number of bytes freed.
 fn discard_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
-    let mut mapping = mapping.lock_changes()?;
+    let mut changes = mapping.lock_changes()?;
     let all = |()| bytes(len);
     let Some((file, start)) = &mapping.backing.file else {
-        return free_pages(&mapping, offset, len).map(all);
+        return free_pages(&changes, offset, len).map(all);
     };
     if mapping.backing.sharing == Sharing::Private {
-        return replace_with_zeroes(&mut mapping, offset, len);
+        return replace_with_zeroes(&mut changes, offset, len);
     }
     match mapping.kind() {
-        BackingKind::Hugetlb if !mapping.options.release_huge_pages => {
-            overwrite_plugged(&mapping, offset, len, |at, len| {
-                overwrite_huge_pages(&mapping, file, *start, at, len)
+        BackingKind::Hugetlb if mapping.keeps_huge_pages() => {
+            overwrite_plugged(&changes, offset, len, |at, len| {
+                overwrite_huge_pages(&changes, file, *start, at, len)
             })
         }
         BackingKind::Hugetlb if mapping.blocks.is_none() => {
-            release_huge_pages(&mapping, file, *start, offset, len).map(all)
+            release_huge_pages(&mut changes, file, *start, offset, len).map(all)
         }
         // The space on a tmpfs is the pages themselves.
         BackingKind::Memfd if mapping.backing.allocated => {
-            overwrite_plugged(&mapping, offset, len, |at, len| {
+            overwrite_plugged(&changes, offset, len, |at, len| {
                 mapping.mapped().fill_zeroes(at, len)
             })
         }
@@ -188,13 +191,13 @@ fn discard_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<
                 // The driver owns the memory of a character device, which cannot have holes.
                 return mapping.mapped().fill_zeroes(offset, len).map(|()| 0);
             } else {
-                free_pages(&mapping, offset, len)
+                free_pages(&changes, offset, len)
             };
             freed
                 .map(all)
-                .or_else(|refused| overwrite_file(&mapping, offset, len, refused))
+                .or_else(|refused| overwrite_file(&changes, offset, len, refused))
         }
-        _ => free_pages(&mapping, offset, len).map(all),
+        _ => free_pages(&changes, offset, len).map(all),
     }
 }
 
@@ -241,18 +244,25 @@ fn huge_pages(
 /// Frees the huge pages of a range, and those that the region has reserved for it and not used.
 ///
 /// A reservation returns to the pool only with its page, so the page must exist before a hole is
-/// punched. Errors of the allocation are ignored: a page that was released before need not exist.
-/// Allocating such a page takes it from the pool again, so this allocates one page at a time.
+/// punched. If the system refuses to allocate it, the reservation stays.
+///
+/// The kernel fills a page that it allocates, and a guest can have the same page discarded any
+/// number of times. This function therefore allocates each page once.
 fn release_huge_pages(
-    mapping: &Changes<'_>,
+    changes: &mut Changes<'_>,
     file: &File,
     start: u64,
     offset: usize,
     len: usize,
 ) -> io::Result<()> {
-    for (at, page) in huge_pages(mapping, offset, len) {
-        let _ = sys::allocate_range(file, start.saturating_add(bytes(at)), bytes(page));
-        free_pages(mapping, at, page)?;
+    for (at, page) in huge_pages(changes.mapping, offset, len) {
+        let is_reserved = !changes.zeroed.released.contains(&at);
+        let exists = is_reserved
+            && sys::allocate_range(file, start.saturating_add(bytes(at)), bytes(page)).is_ok();
+        free_pages(changes, at, page)?;
+        if exists {
+            changes.zeroed.released.insert(at);
+        }
     }
     Ok(())
 }

@@ -63,6 +63,10 @@ pub struct DiscardReport {
     /// It is 0 unless [`Balloon::inflate`](crate::Balloon::inflate) returns it. A page that is in
     /// the balloon already counts again.
     pub collected: u64,
+    /// The number of pages of huge pages that stay with their region, which were not changed.
+    ///
+    /// It is 0 unless [`Balloon::inflate`](crate::Balloon::inflate) returns it.
+    pub kept: u64,
     /// The number of pages that were refused.
     pub refused: u64,
     /// The number of bytes freed, as [`discard`](crate::discard()) counts them.
@@ -98,16 +102,19 @@ impl fmt::Display for DiscardReport {
         let Self {
             discarded,
             collected,
+            kept,
             refused,
             freed,
-            ..
+            first_refused,
         } = self;
         let what = pages(*discarded);
         write!(f, "{discarded} {what} discarded, {freed:#x} bytes freed")?;
-        if *collected != 0 {
-            write!(f, ", {collected} {} collected", pages(*collected))?;
+        for (count, what) in [(*collected, "collected"), (*kept, "kept")] {
+            if count != 0 {
+                write!(f, ", {count} {} {what}", pages(count))?;
+            }
         }
-        let Some(first) = &self.first_refused else {
+        let Some(first) = first_refused else {
             return Ok(());
         };
         write!(f, ", {refused} {} refused; {first}", pages(*refused))?;

@@ -35,7 +35,9 @@ use large_pages::LargePages;
 /// destroy its bytes. Use [`discard_pages`](crate::discard_pages) for such a driver.
 ///
 /// Build regions of huge pages with [`release_huge_pages`](crate::Region::release_huge_pages).
-/// Otherwise a discard overwrites the pages with zeroes, and frees nothing.
+/// Otherwise the huge pages stay with the region, and the balloon does not change them: it could
+/// only overwrite them with zeroes. A driver can repeat two small requests that each time complete
+/// a huge page of 1 GiB.
 ///
 /// The device calls [`clear`](Self::clear) when it is reset. The pages are not part of a saved
 /// guest: a restored device begins with an empty balloon.
@@ -121,7 +123,9 @@ impl Balloon {
     {
         let mut report = DiscardReport::default();
         for_each_part(memory, pages, &mut report, |part, report| {
-            if pages_of(part.page_size()) <= 1 {
+            if part.mapping.keeps_huge_pages() {
+                report.kept = report.kept.saturating_add(pages_of(part.len));
+            } else if pages_of(part.page_size()) <= 1 {
                 discard_listed(part, report);
             } else {
                 collect(self.large_pages(memory, part), part, report);
@@ -143,7 +147,8 @@ impl Balloon {
     /// use vm_memory_host::{Backing, Balloon, MemoryBuilder, Region};
     ///
     /// let region = Region::new(GuestAddress(0), 2 << 20)
-    ///     .backing(Backing::Hugetlb { page_size: 2 << 20 });
+    ///     .backing(Backing::Hugetlb { page_size: 2 << 20 })
+    ///     .release_huge_pages(true);
     /// // The host may have no free huge page.
     /// if let Ok(memory) = MemoryBuilder::new().region(region).build::<()>() {
     ///     let mut balloon = Balloon::new();
