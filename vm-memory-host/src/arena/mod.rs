@@ -90,6 +90,28 @@ pub enum ArenaError {
         /// The size of the arena in bytes.
         size: u64,
     },
+    /// An arena cannot have this alignment.
+    #[error("an arena cannot be aligned to {alignment:#x} bytes; pass a power of two")]
+    Alignment {
+        /// The alignment in bytes.
+        alignment: u64,
+    },
+    /// The file has larger pages than the range, its offsets or the arena are aligned to.
+    #[error(
+        "cannot map {len:#x} bytes at offset {offset:#x} of an arena, from offset \
+        {file_offset:#x} of a file with pages of {page_size:#x} bytes; align all three to the \
+        pages, and the arena by Arena::with_alignment"
+    )]
+    FilePages {
+        /// The offset of the range in the arena, in bytes.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// The offset in the file, in bytes.
+        file_offset: u64,
+        /// The page size of the file in bytes.
+        page_size: u64,
+    },
     /// The guests of this process may not use more VMAs.
     #[error(
         "the arena has {pieces} mapped pieces, and the guests of this process may use no more \
@@ -123,13 +145,41 @@ struct State {
 impl Arena {
     /// Reserves `size` bytes of host addresses, aligned to a transparent huge page.
     ///
+    /// Files with larger pages need [`with_alignment`](Self::with_alignment).
+    ///
     /// # Errors
     ///
     /// Returns an [`ArenaError`] if the size is 0 or not whole pages, or if the guests of this
     /// process use too many VMAs. Also returns one if the system refuses the reservation, for
     /// example because of the limit of the address space.
     pub fn new(size: u64) -> Result<Self, ArenaError> {
+        Self::with_alignment(size, sys::huge_page_size())
+    }
+
+    /// Reserves `size` bytes of host addresses, aligned to at least `alignment` bytes.
+    ///
+    /// Use it for files with huge pages of 1 GiB. The alignment is a power of two. If it is smaller
+    /// than a transparent huge page, the result is that of [`new`](Self::new).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory_host::Arena;
+    ///
+    /// let window = Arena::with_alignment(4 << 30, 1 << 30)?;
+    /// assert!(window.host_address().is_multiple_of(1 << 30));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ArenaError::Alignment`] if the alignment is not a power of two, and the errors of
+    /// [`new`](Self::new). The reservation temporarily takes `alignment` more bytes of addresses.
+    pub fn with_alignment(size: u64, alignment: u64) -> Result<Self, ArenaError> {
         let (offset, len) = (0, size);
+        let align = usize::try_from(alignment.max(sys::huge_page_size())).ok();
+        let align = align.filter(|_| alignment.is_power_of_two());
+        let align = align.ok_or(ArenaError::Alignment { alignment })?;
         let whole = usize::try_from(size).ok();
         let whole = whole.filter(|size| *size != 0 && size.is_multiple_of(sys::page_size()));
         let whole = whole.ok_or(ArenaError::Range { offset, len, size })?;
@@ -137,7 +187,7 @@ impl Arena {
         if !vmas.try_take(VMAS_OF_EMPTY) {
             return Err(ArenaError::TooManyPieces { pieces: 0 });
         }
-        let reserved = ReservedArena::new(whole).map_err(|source| ArenaError::System {
+        let reserved = ReservedArena::new(whole, align).map_err(|source| ArenaError::System {
             what: "reserve",
             offset,
             len,
@@ -185,6 +235,7 @@ impl Arena {
     /// Returns an [`ArenaError`] and changes nothing if
     ///
     /// - the range is empty, not whole pages, or not inside the arena;
+    /// - the address, the length or the offset in the file are not whole pages of the file;
     /// - the guests of this process use too many VMAs;
     /// - the system refuses the file, for example because it is not open for the access; or
     /// - the system cannot move its mapping, for example one of huge pages before Linux 5.16.
@@ -208,7 +259,8 @@ impl Arena {
             len,
             source,
         })?;
-        self.change("map", offset, len, Some(page), |reserved, offset, len| {
+        let pages = Some((page, file_offset));
+        self.change("map", offset, len, pages, |reserved, offset, len| {
             reserved.map(offset, len, file, page, file_offset, writable)
         })
     }
@@ -235,13 +287,14 @@ impl Arena {
             .collect()
     }
 
-    /// Changes a range with `change`. `page` is the page size of the file that is mapped there.
+    /// Changes a range with `change`. `file` is the page size of the file that is mapped there, and
+    /// the offset in it.
     fn change(
         &self,
         what: &'static str,
         offset: u64,
         len: u64,
-        page: Option<usize>,
+        file: Option<(usize, u64)>,
         change: impl FnOnce(&mut ReservedArena, usize, usize) -> io::Result<()>,
     ) -> Result<(), ArenaError> {
         let mut state = self.lock();
@@ -262,20 +315,33 @@ impl Arena {
             len,
             size: self.size,
         })?;
-        let needed = vmas_of(pieces.count_after(start, end, page.is_some()));
+        if let Some((page, file_offset)) = file {
+            let page_size = bytes(page);
+            let at = bytes(self.address.saturating_add(start));
+            let aligned = [at, len, file_offset];
+            if !aligned.iter().all(|at| at.is_multiple_of(page_size)) {
+                return Err(ArenaError::FilePages {
+                    offset,
+                    len,
+                    file_offset,
+                    page_size,
+                });
+            }
+        }
+        let needed = vmas_of(pieces.count_after(start, end, file.is_some()));
         if !vmas.try_take_for_guest(needed.saturating_sub(vmas.count())) {
             return Err(ArenaError::TooManyPieces {
                 pieces: pieces.0.len(),
             });
         }
-        let (from, to) = match page {
+        let (from, to) = match file {
             Some(_) => (start, end),
             None => pieces.between(start, end, reserved.len()),
         };
         let result = change(reserved, from, to.saturating_sub(from));
         if result.is_ok() {
             pieces.cut(start, end);
-            if let Some(page) = page {
+            if let Some((page, _)) = file {
                 pieces.0.insert(start, Piece { end, page });
             }
         }

@@ -102,11 +102,11 @@ fn change_of_invalid_range_or_file_returns_error_and_changes_nothing() {
     }
     let read_only = tempfile::NamedTempFile::new().unwrap();
     let read_only = File::open(read_only.path()).unwrap();
-    for (file, file_offset) in [(&read_only, 0), (&file, 1)] {
-        let error = arena.map(0, PAGE_U64, file, file_offset, Permissions::ReadWrite);
-        let error = error.unwrap_err();
-        assert!(matches!(error, ArenaError::System { .. }), "{error}");
-    }
+    let access = Permissions::ReadWrite;
+    let error = arena.map(0, PAGE_U64, &read_only, 0, access).unwrap_err();
+    assert!(matches!(error, ArenaError::System { .. }), "{error}");
+    let error = arena.map(0, PAGE_U64, &file, 1, access).unwrap_err();
+    assert!(matches!(error, ArenaError::FilePages { .. }), "{error}");
     assert_eq!(arena.mapped(), [(0, PAGE_U64)]);
     assert!(matches!(Arena::new(0), Err(ArenaError::Range { .. })));
     assert!(matches!(Arena::new(1), Err(ArenaError::Range { .. })));
@@ -127,7 +127,7 @@ fn change_that_cuts_page_of_hugetlb_file_returns_error_and_changes_nothing() {
     let arena = Arena::new(4 * huge).unwrap();
     let access = Permissions::ReadWrite;
     let error = arena.map(PAGE_U64, huge, &memfd, 0, access).unwrap_err();
-    assert!(matches!(error, ArenaError::System { .. }), "{error}");
+    assert!(matches!(error, ArenaError::FilePages { .. }), "{error}");
     arena.map(0, 2 * huge, &memfd, 0, access).unwrap();
 
     for (offset, len) in [(0, PAGE_U64), (PAGE_U64, huge), (huge + PAGE_U64, PAGE_U64)] {
@@ -144,4 +144,48 @@ fn change_that_cuts_page_of_hugetlb_file_returns_error_and_changes_nothing() {
     arena.unmap(huge, huge).unwrap();
     arena.map(0, huge, &memfd, huge, access).unwrap();
     assert_eq!(arena.mapped(), [(0, huge)]);
+}
+
+#[test]
+fn arena_with_alignment_maps_pages_of_1_gib() {
+    const GIB: u64 = 1 << 30;
+    let test = "arena_with_alignment_maps_pages_of_1_gib";
+    for alignment in [0, 3, GIB + 1] {
+        let error = Arena::with_alignment(GIB, alignment).unwrap_err();
+        assert!(matches!(error, ArenaError::Alignment { .. }), "{error}");
+    }
+    let error = Arena::with_alignment(GIB, 1 << 63).unwrap_err();
+    assert!(matches!(error, ArenaError::System { .. }), "{error}");
+    let small = Arena::with_alignment(PAGE_U64, 1).unwrap();
+    assert!(bytes(small.host_address()).is_multiple_of(sys::huge_page_size()));
+
+    let flags = rustix::fs::MemfdFlags::HUGETLB | rustix::fs::MemfdFlags::HUGE_1GB;
+    let memfd = match rustix::fs::memfd_create("arena", flags) {
+        Ok(memfd) => File::from(memfd),
+        Err(error) => return test_support::skipped(test, format!("no pages of 1 GiB: {error}")),
+    };
+    memfd.set_len(2 * GIB).unwrap();
+    // Mapping a page does not need one: only an access does.
+    let arena = Arena::with_alignment(2 * GIB, GIB).unwrap();
+    let map =
+        |arena: &Arena, offset, len, at| arena.map(offset, len, &memfd, at, Permissions::ReadWrite);
+    map(&arena, GIB, GIB, GIB).unwrap();
+    assert_eq!(arena.mapped(), [(GIB, GIB)]);
+    arena.unmap(0, 2 * GIB).unwrap();
+    for (offset, len, at) in [(2 * MIB, GIB, 0), (0, 2 * MIB, 0), (0, GIB, 2 * MIB)] {
+        let error = map(&arena, offset, len, at).unwrap_err();
+        assert!(matches!(error, ArenaError::FilePages { .. }), "{error}");
+    }
+
+    // The reservations are adjacent, so not all of them are aligned by chance.
+    let others: Vec<_> = (0..8).map(|_| Arena::new(GIB + 2 * MIB).unwrap()).collect();
+    let is_unaligned = |arena: &&Arena| !bytes(arena.host_address()).is_multiple_of(GIB);
+    let unaligned = others.iter().find(is_unaligned).unwrap();
+    let error = map(unaligned, 0, GIB, 0).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot map 0x40000000 bytes at offset 0x0 of an arena, from offset 0x0 of a file with \
+        pages of 0x40000000 bytes; align all three to the pages, and the arena by \
+        Arena::with_alignment"
+    );
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Error, Result};
 
 use super::reservation::{abort_unless_mapped, Reservation, Source, TrialMapping};
-use super::{file_system, huge_page_size, page_size, HUGETLBFS, READ_WRITE};
+use super::{file_system, page_size, HUGETLBFS, READ_WRITE};
 
 /// Moves a mapping to a given address, over everything that is mapped there.
 const MOVE: libc::c_int = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
@@ -20,13 +20,12 @@ pub(crate) struct ReservedArena {
 }
 
 impl ReservedArena {
-    /// Reserves `len` bytes, aligned to a huge page. Fails unless `len` is whole pages.
-    pub(crate) fn new(len: usize) -> Result<Self> {
+    /// Reserves `len` bytes, aligned to `align`, a power of two. Fails unless both are whole pages.
+    pub(crate) fn new(len: usize, align: usize) -> Result<Self> {
         let no_room = || Error::from_raw_os_error(libc::ENOMEM);
         let guard = page_size();
         let guards = guard.checked_mul(2).ok_or_else(no_room)?;
         let with_guards = len.checked_add(guards).ok_or_else(no_room)?;
-        let align = usize::try_from(huge_page_size()).map_err(|_| no_room())?;
         Ok(Self {
             reservation: Reservation::new(with_guards, guard, align, 0)?,
             len,
