@@ -3,10 +3,12 @@
 use std::ffi::CStr;
 use std::fs::{File, Permissions};
 use std::io::{Error, Result};
-use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+
+use rustix::fs::{FallocateFlags, MemfdFlags, OFlags, SealFlags, SeekFrom};
+use rustix::io::Errno;
 
 use super::signals::without_file_size_signal;
 use super::{check, file_size_limit, page_size_u64};
@@ -16,18 +18,17 @@ use super::{check, file_size_limit, page_size_u64};
 /// No process can execute it, or make it executable (`MFD_NOEXEC_SEAL`, Linux 6.3). Before Linux
 /// 6.3, and on hugetlbfs, its owner could set the execute permission again.
 pub(crate) fn memfd(name: &CStr, len: u64, huge: Option<u64>) -> Result<File> {
-    let mut flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     if let Some(size) = huge {
         // The flags encode the size as a power of two at bit 26 (memfd_create(2), "MFD_HUGE_2MB").
-        flags |= libc::MFD_HUGETLB
-            | size
-                .trailing_zeros()
-                .wrapping_shl(libc::MAP_HUGE_SHIFT.unsigned_abs());
+        let shift = libc::MAP_HUGE_SHIFT.unsigned_abs();
+        let size = size.trailing_zeros().wrapping_shl(shift);
+        flags |= MemfdFlags::HUGETLB | MemfdFlags::from_bits_retain(size);
     }
-    let file = match new_memfd(name, flags | libc::MFD_NOEXEC_SEAL) {
+    let file = match rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
         // The kernel does not support the flag. If something else is invalid, this fails again.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => executable_memfd(name, flags)?,
-        result => result?,
+        Err(Errno::INVAL) => executable_memfd(name, flags)?,
+        result => File::from(result?),
     };
     if file_size_limit().is_some_and(|limit| len > limit) {
         // ftruncate(2) would raise SIGXFSZ, which ends the process by default.
@@ -38,52 +39,32 @@ pub(crate) fn memfd(name: &CStr, len: u64, huge: Option<u64>) -> Result<File> {
 }
 
 /// Creates a memfd that the kernel makes executable, and removes that permission.
-fn executable_memfd(name: &CStr, flags: libc::c_uint) -> Result<File> {
-    let file = new_memfd(name, flags)?;
+fn executable_memfd(name: &CStr, flags: MemfdFlags) -> Result<File> {
+    let file = File::from(rustix::fs::memfd_create(name, flags)?);
     file.set_permissions(Permissions::from_mode(0o666))?;
     Ok(file)
 }
 
-fn new_memfd(name: &CStr, flags: libc::c_uint) -> Result<File> {
-    // SAFETY: memfd_create(2) reads a string up to its zero byte, and a `CStr` ends with one.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
-    check(fd)?;
-    // SAFETY: memfd_create(2) has just returned this open descriptor, so nothing else owns it.
-    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
-}
-
 /// Seals the length of a memfd, and its seals.
 pub(crate) fn seal_length(file: &File) -> Result<()> {
-    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
-    // SAFETY: `F_ADD_SEALS` takes an integer, and the kernel accesses no memory of this process.
-    // The borrow of `file` keeps the descriptor open.
-    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) })
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    Ok(rustix::fs::fcntl_add_seals(file, seals)?)
 }
 
 /// Returns whether a descriptor is open for writing, which a shared mapping requires.
 pub(crate) fn is_open_for_writing(file: &File) -> Result<bool> {
-    // SAFETY: `F_GETFL` takes no argument, and the kernel accesses no memory of this process. The
-    // borrow of `file` keeps the descriptor open.
-    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-    check(flags)?;
-    Ok(flags & libc::O_ACCMODE != libc::O_RDONLY)
+    let flags = rustix::fs::fcntl_getfl(file)?;
+    Ok(flags & OFlags::ACCMODE != OFlags::RDONLY)
 }
 
 /// Returns whether a file is sealed against shrinking; `false` if it cannot have seals.
 pub(crate) fn cannot_shrink(file: &File) -> bool {
-    seals(file).is_some_and(|seals| seals & libc::F_SEAL_SHRINK != 0)
+    rustix::fs::fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
 }
 
 /// Returns whether a file can have seals: it is in memory, and no other process serves it.
 pub(crate) fn can_be_sealed(file: &File) -> bool {
-    seals(file).is_some()
-}
-
-fn seals(file: &File) -> Option<libc::c_int> {
-    // SAFETY: `F_GET_SEALS` takes no argument, and the kernel accesses no memory of this process.
-    // The borrow of `file` keeps the descriptor open.
-    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
-    (seals >= 0).then_some(seals)
+    rustix::fs::fcntl_get_seals(file).is_ok()
 }
 
 /// The file system of a file.
@@ -117,12 +98,7 @@ impl FileSystem {
 
 /// Returns the file system of a file (fstatfs(2)).
 pub(crate) fn file_system(file: &File) -> Result<FileSystem> {
-    let mut stat = MaybeUninit::<libc::statfs>::zeroed();
-    // SAFETY: fstatfs(2) writes one `statfs` to its argument, and `stat` has room for one.
-    check(unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) })?;
-    // SAFETY: `statfs` consists of integers, for which zeroes are valid, and `zeroed` has
-    // initialised all of them.
-    let stat = unsafe { stat.assume_init() };
+    let stat = rustix::fs::fstatfs(file)?;
     // The types of the fields differ between targets.
     let (kind, block_size) = (i128::from(stat.f_type), i128::from(stat.f_bsize));
     let free = i128::from(stat.f_bfree).saturating_mul(block_size);
@@ -158,31 +134,25 @@ pub(crate) fn block_device_length(device: &File) -> Result<u64> {
 /// If there is no data, the result is empty and begins at `u64::MAX`. If the file system does not
 /// report holes, all of the file is data. Changes the position of the file.
 pub(crate) fn next_data(file: &File, from: u64) -> Range<u64> {
-    let seek = |from: u64, whence| {
-        let from = libc::off_t::try_from(from).unwrap_or(libc::off_t::MAX);
-        // SAFETY: lseek(2) takes integers, and the kernel accesses no memory of this process. The
-        // borrow of `file` keeps the descriptor open.
-        let found = unsafe { libc::lseek(file.as_raw_fd(), from, whence) };
-        u64::try_from(found).map_err(|_| Error::last_os_error())
-    };
-    let start = match seek(from, libc::SEEK_DATA) {
+    let start = match rustix::fs::seek(file, SeekFrom::Data(from)) {
         Ok(start) => start,
         // There is no data up to the end of the file.
-        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return u64::MAX..u64::MAX,
+        Err(Errno::NXIO) => return u64::MAX..u64::MAX,
         Err(_) => from,
     };
-    start..seek(start, libc::SEEK_HOLE).unwrap_or(u64::MAX)
+    let end = rustix::fs::seek(file, SeekFrom::Hole(start));
+    start..end.unwrap_or(u64::MAX)
 }
 
 /// Writes zeroes to a range of a file (`FALLOC_FL_ZERO_RANGE`), and keeps its length.
 pub(crate) fn zero_range(file: &File, offset: u64, len: u64) -> Result<()> {
-    let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+    let mode = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
     allocate(file, mode, offset, len)
 }
 
 /// Frees a range of a file (`FALLOC_FL_PUNCH_HOLE`), which then reads as zeroes.
 pub(crate) fn punch_hole(file: &File, offset: u64, len: u64) -> Result<()> {
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     allocate(file, mode, offset, len)
 }
 
@@ -192,7 +162,12 @@ pub(crate) fn punch_hole(file: &File, offset: u64, len: u64) -> Result<()> {
 pub(crate) fn allocate_range(file: &File, offset: u64, len: u64) -> Result<()> {
     without_file_size_signal(|| {
         in_steps(offset, len, |offset, len| {
-            allocate_once(file, libc::FALLOC_FL_KEEP_SIZE, offset, len)
+            Ok(rustix::fs::fallocate(
+                file,
+                FallocateFlags::KEEP_SIZE,
+                offset,
+                len,
+            )?)
         })
     })
 }
@@ -201,7 +176,7 @@ pub(crate) fn allocate_range(file: &File, offset: u64, len: u64) -> Result<()> {
 ///
 /// A later write to a block that another file shares would need space for the copy.
 pub(crate) fn allocate_own_range(file: &File, offset: u64, len: u64) -> Result<()> {
-    let mode = libc::FALLOC_FL_UNSHARE_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+    let mode = FallocateFlags::UNSHARE_RANGE | FallocateFlags::KEEP_SIZE;
     match allocate(file, mode, offset, len) {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
             allocate_range(file, offset, len)
@@ -232,22 +207,9 @@ fn in_steps(offset: u64, len: u64, work: impl Fn(u64, u64) -> Result<()>) -> Res
 }
 
 /// Calls fallocate(2), again if a signal interrupts it.
-fn allocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> Result<()> {
-    loop {
-        match allocate_once(file, mode, offset, len) {
-            Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
-            result => return result,
-        }
-    }
-}
-
-fn allocate_once(file: &File, mode: libc::c_int, offset: u64, len: u64) -> Result<()> {
-    let invalid = |_| Error::from_raw_os_error(libc::EINVAL);
-    let offset = libc::off_t::try_from(offset).map_err(invalid)?;
-    let len = libc::off_t::try_from(len).map_err(invalid)?;
-    // SAFETY: fallocate(2) takes integers and unmaps nothing. It changes the bytes of the file, as
-    // safe writes to a `File` do.
-    check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) })
+fn allocate(file: &File, mode: FallocateFlags, offset: u64, len: u64) -> Result<()> {
+    let allocate = || rustix::fs::fallocate(file, mode, offset, len);
+    Ok(rustix::io::retry_on_intr(allocate)?)
 }
 
 #[cfg(test)]
@@ -255,6 +217,26 @@ mod tests {
     use std::cell::RefCell;
 
     use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn next_data_of_sparse_file_is_the_range_with_bytes() {
+        let page = page_size_u64();
+        let file = memfd(c"sparse", 3 * page, None).unwrap();
+        file.write_all_at(&[1], page).unwrap();
+        let none = u64::MAX..u64::MAX;
+        for (from, expected) in [
+            (0, page..2 * page),
+            (page + 1, page + 1..2 * page),
+            (2 * page, none.clone()),
+            (3 * page, none.clone()),
+            // Larger than any file offset.
+            (u64::MAX >> 1, none.clone()),
+            (u64::MAX - 1, none),
+        ] {
+            assert_eq!(next_data(&file, from), expected, "{from:#x}");
+        }
+    }
 
     #[test]
     fn in_steps_with_frequent_signals_covers_each_byte_once() {

@@ -3,6 +3,9 @@
 //! The types here have safe methods only. [`Reserved`] owns a range of this process's addresses,
 //! and [`Mapped`] owns the part for one region. Each method of `Mapped` checks that its range is
 //! inside that part.
+//!
+//! Calls that take only descriptors and numbers use `rustix`, whose functions for them are safe.
+//! All others use `libc` (decision 31).
 
 mod arena;
 mod files;
@@ -52,37 +55,38 @@ pub(crate) fn page_size_u64() -> u64 {
 
 /// Returns the number of bytes that this process may lock, or `None` if it is not limited.
 pub(crate) fn lock_limit() -> Option<u64> {
-    // SAFETY: getrlimit(2) writes one `rlimit` to its argument, a live reference to one.
-    soft_limit(|limit| unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, limit) })
+    soft_limit(libc::RLIMIT_MEMLOCK)
 }
 
 /// Returns the number of bytes of addresses that this process may map, or `None` if unlimited.
 pub(crate) fn address_space_limit() -> Option<u64> {
-    // SAFETY: getrlimit(2) writes one `rlimit` to its argument, a live reference to one.
-    soft_limit(|limit| unsafe { libc::getrlimit(libc::RLIMIT_AS, limit) })
+    soft_limit(libc::RLIMIT_AS)
 }
 
 /// Returns the number of bytes of private memory that may be written, or `None` if unlimited.
 pub(crate) fn data_limit() -> Option<u64> {
-    // SAFETY: getrlimit(2) writes one `rlimit` to its argument, a live reference to one.
-    soft_limit(|limit| unsafe { libc::getrlimit(libc::RLIMIT_DATA, limit) })
+    soft_limit(libc::RLIMIT_DATA)
 }
 
 /// Returns the length to which this process may extend a file, or `None` if it is not limited.
 pub(crate) fn file_size_limit() -> Option<u64> {
-    // SAFETY: getrlimit(2) writes one `rlimit` to its argument, a live reference to one.
-    soft_limit(|limit| unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, limit) })
+    soft_limit(libc::RLIMIT_FSIZE)
 }
 
-/// Returns the soft limit that `get` reads.
-///
-/// `get` is a closure because the type of the limits' names differs between targets.
-fn soft_limit(get: impl FnOnce(&mut libc::rlimit) -> libc::c_int) -> Option<u64> {
+/// The type of the names of limits, which differs between C libraries.
+#[cfg(target_env = "gnu")]
+type Resource = libc::__rlimit_resource_t;
+#[cfg(not(target_env = "gnu"))]
+type Resource = libc::c_int;
+
+/// Returns a soft limit, or `None` if there is none or if a seccomp filter refuses the call.
+fn soft_limit(resource: Resource) -> Option<u64> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    let result = get(&mut limit);
+    // SAFETY: getrlimit(2) writes one `rlimit` to its argument, a live reference to one.
+    let result = unsafe { libc::getrlimit(resource, &mut limit) };
     (result == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 

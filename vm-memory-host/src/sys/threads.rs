@@ -4,11 +4,11 @@
 use std::any::Any;
 use std::ffi::CStr;
 use std::io::Result;
-use std::mem::{size_of, MaybeUninit};
+use std::mem::MaybeUninit;
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::ptr::null_mut;
 
-use super::check;
+use rustix::thread::CpuSet;
 
 /// The stack size of a thread that is joined, which is also that of the standard library.
 const STACK: usize = 2 << 20;
@@ -170,49 +170,35 @@ extern "C" fn detached_main<W: FnOnce()>(work: *mut libc::c_void) -> *mut libc::
 
 /// Names this thread for the tools of the system. A failure has no effect.
 fn set_name(name: &CStr) {
-    // SAFETY: the kernel reads the name up to its zero byte, and a `CStr` ends with one.
-    let _ = unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+    let _ = rustix::thread::set_name(name);
 }
 
 /// A set of CPUs, for up to 1024 of them.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Cpus([libc::c_ulong; 1024 / BITS]);
-
-/// The number of bits in a word of the mask.
-#[expect(clippy::as_conversions, reason = "32 or 64 fits a `usize`")]
-const BITS: usize = libc::c_ulong::BITS as usize;
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Cpus(CpuSet);
 
 impl Cpus {
     /// Returns the CPUs that this thread may run on (sched_getaffinity(2)).
     pub(crate) fn allowed() -> Result<Self> {
-        let mut cpus = Self::default();
-        let size = size_of::<Self>();
-        // SAFETY: the kernel writes at most `size` bytes, the size of the mask. Each bit pattern is
-        // a valid mask.
-        check(unsafe { libc::sched_getaffinity(0, size, cpus.0.as_mut_ptr().cast()) })?;
-        Ok(cpus)
+        Ok(Self(rustix::thread::sched_getaffinity(None)?))
     }
 
     /// Returns the CPUs that are in this set and in a list, or `None` if there are none.
     pub(crate) fn among(&self, list: &[u32]) -> Option<Self> {
-        let mut mask = Self::default();
-        for cpu in list {
-            let cpu = usize::try_from(*cpu).unwrap_or(usize::MAX);
-            if let Some(word) = mask.0.get_mut(cpu / BITS) {
-                *word |= 1 << (cpu % BITS);
+        let mut set = CpuSet::new();
+        let all = list.iter().filter_map(|cpu| usize::try_from(*cpu).ok());
+        // `CpuSet` panics for a higher number.
+        for cpu in all.filter(|cpu| *cpu < CpuSet::MAX_CPU) {
+            if self.0.is_set(cpu) {
+                set.set(cpu);
             }
         }
-        for (word, allowed) in mask.0.iter_mut().zip(&self.0) {
-            *word &= allowed;
-        }
-        mask.0.iter().any(|word| *word != 0).then_some(mask)
+        (set.count() != 0).then_some(Self(set))
     }
 
     /// Moves this thread to these CPUs (sched_setaffinity(2)).
     pub(crate) fn apply(&self) -> Result<()> {
-        let size = size_of::<Self>();
-        // SAFETY: the kernel reads `size` bytes, the size of the mask.
-        check(unsafe { libc::sched_setaffinity(0, size, self.0.as_ptr().cast()) })
+        Ok(rustix::thread::sched_setaffinity(None, &self.0)?)
     }
 }
 
@@ -251,12 +237,15 @@ mod tests {
 
     #[test]
     fn cpus_among_a_list_are_allowed_ones() {
-        let mut all = Cpus::default();
-        all.0[0] = 0b1110;
-        all.0[1] = 1;
-        let some = all.among(&[0, 1, 3, 64, 65, 4096]).unwrap();
-        assert_eq!((some.0[0], some.0[1]), (0b1010, 1));
-        assert_eq!(all.among(&[0, 5000]), None);
+        let set = |cpus: &[usize]| {
+            let mut set = CpuSet::new();
+            cpus.iter().for_each(|cpu| set.set(*cpu));
+            Cpus(set)
+        };
+        let all = set(&[1, 2, 3, 64, 1023]);
+        let some = all.among(&[0, 1, 3, 64, 65, 1023, 1024, 4096]);
+        assert_eq!(some, Some(set(&[1, 3, 64, 1023])));
+        assert_eq!(all.among(&[0, 1024, u32::MAX]), None);
         assert_eq!(all.among(&[]), None);
         let mine = Cpus::allowed().unwrap();
         std::thread::spawn(move || mine.apply().unwrap())
