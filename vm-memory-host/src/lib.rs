@@ -150,7 +150,7 @@
 //! - Some versions of the C library call `fstat` for `newfstatat`, and `clone` for `clone3`. The
 //!   exit of a thread can call `madvise`.
 //! - A build that fails reads /proc and /sys and calls `fstatfs`, to name the limit that was
-//!   reached.
+//!   reached. It calls `mincore` to find out whether the kernel has unmapped its addresses.
 //! - In a jail without /sys and /proc, all functions make the same calls, which fail.
 //!   [`HostResources`] describes the results.
 //! - The crate closes some descriptors that support no seals in a thread that it creates. Their

@@ -14,10 +14,12 @@ use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use rustix::thread::{capabilities, set_capabilities, CapabilitySet};
 use test_support::{error_chain, in_own_process, skipped, temp_file_of_len, MIB, PAGE_U64 as PAGE};
 use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion, VolatileMemory};
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion, Permissions, VolatileMemory,
+};
 use vm_memory_host::{
-    discard, plug, prefault, provisioned, residency, still_mapped, unplug, Backing, BuildError,
-    Description, Lock, MemoryBuilder, Region, Sharing, Unplugged,
+    discard, plug, prefault, provisioned, residency, still_mapped, unplug, Arena, Backing,
+    BuildError, Description, Lock, MemoryBuilder, Region, Sharing, Unplugged,
 };
 
 /// A resource limit that is restored when this is dropped.
@@ -403,28 +405,113 @@ fn build_without_memory_for_bitmap_returns_error() {
     });
 }
 
+/// Limits locked memory to `most` bytes, and locks all mappings that are made later.
+///
+/// Reports `test` as skipped and returns `false` if that is not possible.
+fn lock_with_limit(most: u64, test: &str) -> bool {
+    let few = Rlimit {
+        current: Some(most),
+        ..getrlimit(Resource::Memlock)
+    };
+    // CAP_IPC_LOCK would lift the limit.
+    let mut mine = capabilities(None).unwrap();
+    mine.effective.remove(CapabilitySet::IPC_LOCK);
+    let locked = setrlimit(Resource::Memlock, few)
+        .and_then(|()| set_capabilities(None, mine))
+        .and_then(|()| mlockall(MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT));
+    if let Err(error) = &locked {
+        skipped(test, error);
+    }
+    locked.is_ok()
+}
+
 #[test]
 fn build_in_locked_process_counts_memory_once() {
     in_own_process("build_in_locked_process_counts_memory_once", |test| {
-        let few = Rlimit {
-            current: Some(7 * MIB),
-            ..getrlimit(Resource::Memlock)
-        };
-        if let Err(error) = setrlimit(Resource::Memlock, few) {
-            return skipped(test, error);
-        }
-        // CAP_IPC_LOCK would lift the limit.
-        let mut mine = capabilities(None).unwrap();
-        mine.effective.remove(CapabilitySet::IPC_LOCK);
-        set_capabilities(None, mine).unwrap();
-        if let Err(error) = mlockall(MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT) {
-            return skipped(test, error);
+        if !lock_with_limit(7 * MIB, test) {
+            return;
         }
         let region = Region::new(GuestAddress(0), 4 * MIB);
         let builds = || MemoryBuilder::new().region(region.clone()).build::<()>();
         let results: Vec<_> = (0..3).map(|_| builds().map(drop)).collect();
         munlockall().unwrap();
         assert!(results.iter().all(Result::is_ok), "{results:?}");
+    });
+}
+
+/// A file is first mapped elsewhere, which counts against the limit as well.
+#[test]
+fn failed_build_of_file_in_locked_process_leaves_no_addresses() {
+    let test = "failed_build_of_file_in_locked_process_leaves_no_addresses";
+    in_own_process(test, |test| {
+        if !lock_with_limit(4 * MIB, test) {
+            return;
+        }
+        let before = status("VmSize");
+        let build = |size| {
+            let region = Region::new(GuestAddress(0), size).backing(Backing::Memfd);
+            let built = MemoryBuilder::new().region(region).build::<()>();
+            built.map(drop).map_err(|error| error.to_string())
+        };
+        let sizes = (MIB..5 * MIB).step_by(MIB as usize / 8);
+        let results: Vec<_> = sizes.map(build).collect();
+        let (after, kept) = (status("VmSize"), still_mapped());
+        munlockall().unwrap();
+        assert!(
+            after < before + MIB && kept == 0,
+            "{before} bytes of addresses before, {after} after"
+        );
+        let errors: Vec<_> = results.iter().filter_map(|it| it.as_ref().err()).collect();
+        // The reservation and one mapping of 1.5 MiB fit the limit.
+        assert!(results[4].is_ok() && errors.len() > 8, "{results:?}");
+        let is_named = |error: &&String| error.contains("locked memory limit");
+        assert!(errors.iter().all(is_named), "{errors:?}");
+    });
+}
+
+#[test]
+fn failed_build_of_file_at_vma_limit_leaves_no_addresses() {
+    let test = "failed_build_of_file_at_vma_limit_leaves_no_addresses";
+    in_own_process(test, |test| {
+        let build = || {
+            let region = Region::new(GuestAddress(0), MIB).backing(Backing::Memfd);
+            MemoryBuilder::new().region(region).build::<()>().map(drop)
+        };
+        build().unwrap();
+        let Some(mut mappings) = all_vmas(test) else {
+            return;
+        };
+        let before = status("VmSize");
+        let mut failed = 0;
+        for _ in 0..8 {
+            failed += u64::from(build().is_err());
+            mappings.pop();
+        }
+        let (after, kept) = (status("VmSize"), still_mapped());
+        assert!(
+            after < before + MIB && kept == 0,
+            "{before} bytes of addresses before, {after} after {failed} builds"
+        );
+        assert!((1..8).contains(&failed), "{failed}");
+        build().unwrap();
+    });
+}
+
+#[test]
+fn map_of_whole_arena_in_locked_process_fits_three_times_its_size() {
+    let test = "map_of_whole_arena_in_locked_process_fits_three_times_its_size";
+    in_own_process(test, |test| {
+        let file = temp_file_of_len(2 * MIB);
+        // The alignment takes 2 MiB while the arena is reserved.
+        if !lock_with_limit(6 * MIB + 64 * PAGE, test) {
+            return;
+        }
+        let arena = Arena::new(2 * MIB).unwrap();
+        for access in [Permissions::Read, Permissions::ReadWrite, Permissions::No] {
+            let mapped = arena.map(0, arena.size(), &file, 0, access);
+            mapped.map_err(|error| error_chain(&error)).unwrap();
+        }
+        assert_eq!(arena.mapped(), []);
     });
 }
 

@@ -37,7 +37,8 @@ use crate::sys::{self, bytes, ReservedArena};
 /// the guest without limit. Pass memfds of such processes only.
 ///
 /// In a process that has called mlockall(2) with `MCL_FUTURE`, inaccessible addresses count against
-/// `RLIMIT_MEMLOCK`. The limit must allow twice the size of the arena.
+/// `RLIMIT_MEMLOCK`. The limit must allow three times the size of the arena, and its alignment: a
+/// file is first mapped elsewhere, and moved twice.
 ///
 /// All files are mapped shared. Dropping the arena unmaps it: remove the KVM slot before.
 /// Do not use it in a child of fork(2).

@@ -41,7 +41,12 @@ pub(super) fn adjacent(
     let no_addresses = |source: io::Error| {
         let otherwise = "use less memory";
         let len = total.saturating_add(align);
-        let remedy = process_limits::remedy(host, Need::Addresses, len, &source, otherwise);
+        // After mlockall(2), addresses count as locked memory.
+        let need = match source.raw_os_error() {
+            Some(libc::EAGAIN) => Need::Locked,
+            _ => Need::Addresses,
+        };
+        let remedy = process_limits::remedy(host, need, len, &source, otherwise);
         BuildError::system(span, "reserve host addresses", source, &remedy)
     };
     let too_large = |_| no_addresses(io::Error::from_raw_os_error(libc::ENOMEM));

@@ -317,6 +317,10 @@ impl Deref for Changes<'_> {
 
 /// Returns the number of bytes of dropped regions that are still mapped.
 ///
+/// Also counts addresses that a failed build or [`Arena::map`](crate::Arena::map) had to leave
+/// reserved. This happens if the kernel lacks memory for its tables, or if huge pages exceed the
+/// limit of locked memory after mlockall(2).
+///
 /// munmap(2) fails if it must split a VMA and the process has `vm.max_map_count` of them. A dropped
 /// region that is adjacent to others can be a part of such a VMA. Its private pages are freed
 /// nevertheless. Its addresses, and the reference to its file, stay until the adjacent regions are

@@ -161,7 +161,7 @@ fn detached(
     let moved = unsafe { libc::mremap(mapping.addr.cast(), len, len, MOVE, detached.addr) };
     if moved == libc::MAP_FAILED {
         let refused = Error::last_os_error();
-        detached.lose_after_refusal();
+        detached.lose_after_refusal(0, len);
         return Err(refused);
     }
     // Its addresses are unmapped.

@@ -159,23 +159,41 @@ impl Reservation {
         STILL_MAPPED.fetch_add(bytes(end.saturating_sub(start)), Ordering::Relaxed);
     }
 
-    /// Gives up all of it, after the kernel has refused to move a mapping there.
+    /// Gives up a part, after the kernel has refused to put another mapping there.
     ///
     /// The kernel may have unmapped it, and other code may have mapped memory there. If it has a
     /// hole, the kernel has unmapped all of it, and nothing is counted.
-    pub(super) fn lose_after_refusal(self) {
-        if is_mapped(self.addr, self.len) {
-            self.lose(0, self.len);
+    pub(super) fn lose_after_refusal(&self, start: usize, end: usize) {
+        let len = end.saturating_sub(start);
+        if is_mapped(self.addr.wrapping_add(start), len) {
+            self.lose(start, end);
         } else {
-            self.disown(0, self.len);
+            self.disown(start, end);
         }
+    }
+
+    /// Makes an unused part a VMA of its own, so that replacing it needs no other VMA.
+    ///
+    /// At `vm.max_map_count`, this fails and changes nothing. mmap(2) would also fail, but its
+    /// error does not show whether it has unmapped the part.
+    ///
+    /// # Safety
+    ///
+    /// The part is in this reservation and in no gap, and no `Mapped` has it.
+    /// [`is_here`](Self::is_here) has returned `true`.
+    unsafe fn set_apart(&self, offset: usize, len: usize) -> Result<()> {
+        let addr = self.addr.wrapping_add(offset);
+        // SAFETY: in this process, the part belongs to this reservation, and no `Mapped` has it
+        // (contract of `set_apart`). No code relies on the part being inaccessible.
+        check(unsafe { libc::mprotect(addr.cast(), len, libc::PROT_READ) })
     }
 
     /// Maps `source` over a part of the reservation.
     ///
     /// If mmap(2) fails, it may have unmapped the part: Linux before 6.12 always does, later
     /// versions do for files. Another thread may have mapped memory there since. Unless the error
-    /// shows that nothing was unmapped, the caller must [`disown`](Self::disown) the part.
+    /// shows that nothing was unmapped, the caller must give up the part
+    /// ([`lose_after_refusal`](Self::lose_after_refusal)).
     ///
     /// # Safety
     ///
@@ -470,12 +488,21 @@ impl Reserved {
         // A trial elsewhere shows whether the kernel accepts the file, before anything is replaced.
         // Huge pages that a shared trial reserves belong to the file (Linux, "Hugetlbfs
         // Reservation"), so the trial is kept until the real mapping has them. A private trial
-        // reserves pages for itself, and must go first.
+        // reserves pages for itself, and must go first. So must others: after mlockall(2), both
+        // mappings could exceed `RLIMIT_MEMLOCK`, which one does not.
         let trial = match source {
             Source::Anonymous | Source::Accounted => None,
             Source::File { .. } => Some(TrialMapping::new(len, protection, source)?),
         };
-        let trial = trial.filter(|_| matches!(source, Source::File { shared: true, .. }));
+        let reserves = matches!(
+            source,
+            Source::File {
+                shared: true,
+                reserve: true,
+                ..
+            }
+        );
+        let trial = trial.filter(|_| reserves);
         if !self.reservation.is_here() {
             return Err(Error::from_raw_os_error(libc::ENOMEM));
         }
@@ -488,16 +515,20 @@ impl Reserved {
             Source::File { .. } => Some(protection),
         };
         if let Some(protection) = replaced {
+            // SAFETY: the next free part ends inside the reservation (checked above). Parts are
+            // taken in ascending order, so no `Mapped` has it, and it is in no gap. `is_here` has
+            // just returned `true`.
+            unsafe { self.reservation.set_apart(self.next, len) }?;
             // SAFETY: 1. The next free part ends inside the reservation (checked above). Parts are
             // taken in ascending order, so no `Mapped` has it, and it is in no gap. 2. `is_here`
-            // has just returned `true`. 3. `check_alignment` has refused other sizes for a file on
+            // has returned `true`. 3. `check_alignment` has refused other sizes for a file on
             // hugetlbfs, before the builder calls `map`.
             unsafe {
                 self.reservation
                     .map_fixed(self.next, len, protection, source)
             }
             .inspect_err(|_| {
-                self.reservation.disown(self.next, end);
+                self.reservation.lose_after_refusal(self.next, end);
                 self.next = end;
             })?;
         }
@@ -534,7 +565,7 @@ mod tests {
                 // SAFETY: `reservation` owns the range, and gives it up below.
                 assert_eq!(unsafe { libc::munmap(addr.cast(), len) }, 0);
             }
-            reservation.lose_after_refusal();
+            reservation.lose_after_refusal(0, len);
             let counted = if is_unmapped { 0 } else { bytes(len) };
             assert_eq!(still_mapped() - before, counted);
             if !is_unmapped {
