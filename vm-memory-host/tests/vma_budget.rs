@@ -110,6 +110,33 @@ fn regions_of_a_description_leave_half_of_the_vmas_to_the_process() {
     build(most / 6 - 1).unwrap();
 }
 
+/// The addresses of a dropped region stay reserved between those of its neighbours.
+#[test]
+fn dropped_regions_of_a_run_leave_half_of_the_vmas_to_the_process() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let max_map_count = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+    let most: u64 = max_map_count.trim().parse().unwrap();
+    // The kernel does not merge regions of different options.
+    let build = |count: u64| {
+        let region = |n| Region::new(GuestAddress(n * PAGE), PAGE).core_dump(n % 2 == 0);
+        let builder = (0..count).fold(MemoryBuilder::new(), |all, n| all.region(region(n)));
+        builder.build_regions::<()>()
+    };
+    let before = vmas();
+    let mut kept = Vec::new();
+    // Every second region of each run is dropped.
+    for count in [most / 2 - 100, most / 4, most / 8] {
+        if let Ok(regions) = build(count) {
+            kept.extend(regions.into_iter().step_by(2));
+        }
+        let more = vmas() - before;
+        assert!(more <= most / 2 + 100, "{more} VMAs more");
+    }
+    assert!(!kept.is_empty());
+    drop(kept);
+    build(most / 2 - 100).unwrap();
+}
+
 /// A guest that has used all VMAs of its DAX window can give them back, and map again.
 #[test]
 fn unmap_in_arena_without_free_vmas_makes_room_for_another_map() {

@@ -18,7 +18,8 @@ use crate::sys::{self, Advice, Mapped, Reserved, Source};
 
 /// Maps adjacent regions in one reservation, and appends their mappings to `mappings`.
 ///
-/// Each mapping keeps its share of `vmas`. The first one also has that of the guards.
+/// The mappings keep their share of `vmas` together: after a region is dropped, its addresses stay
+/// reserved as long as one of the others exists.
 pub(super) fn adjacent(
     regions: &[(Region, OpenedBacking)],
     vmas: &mut VmaBudget,
@@ -53,10 +54,9 @@ pub(super) fn adjacent(
     let size = |n: u64| usize::try_from(n).map_err(too_large);
     let reserved = Reserved::new(size(total)?, sys::page_size(), size(align)?, size(rest)?);
     let mut reserved = reserved.map_err(no_addresses)?;
-    let mut guards = super::check::GUARDS;
+    let run_vmas = Arc::new(vmas.split(super::check::GUARDS.saturating_add(regions.len())));
     for (region, backing) in regions {
-        let vmas = vmas.split(std::mem::take(&mut guards).saturating_add(1));
-        mappings.push(map_region(region, backing, &mut reserved, vmas, host)?);
+        mappings.push(map_region(region, backing, &mut reserved, &run_vmas, host)?);
     }
     Ok(())
 }
@@ -76,7 +76,7 @@ fn map_region(
     region: &Region,
     backing: &OpenedBacking,
     reserved: &mut Reserved,
-    vmas: VmaBudget,
+    run_vmas: &Arc<VmaBudget>,
     host: &HostResources,
 ) -> Result<Arc<HostMapping>, BuildError> {
     let span = region.span();
@@ -97,7 +97,8 @@ fn map_region(
         options: region.options.clone(),
         blocks,
         plugs: AtomicU64::new(0),
-        changes: RwLock::new(ZeroedRanges::new(count_protected_blocks(region, vmas)?)),
+        changes: RwLock::new(ZeroedRanges::new(count_protected_blocks(region)?)),
+        _run_vmas: Arc::clone(run_vmas),
     };
     mapping.apply_options(0, len).map_err(|(what, source)| {
         let otherwise = "do not request it, or use a kernel that supports it";
@@ -248,8 +249,9 @@ fn huge_page_shortage(
     })
 }
 
-/// Adds the VMAs that a region's protected blocks can need to the share of the region.
-fn count_protected_blocks(region: &Region, mut vmas: VmaBudget) -> Result<VmaBudget, BuildError> {
+/// Takes the VMAs that a region's protected blocks can add.
+fn count_protected_blocks(region: &Region) -> Result<VmaBudget, BuildError> {
+    let mut vmas = VmaBudget::default();
     let protected = region
         .blocks
         .filter(|blocks| blocks.unplugged == Unplugged::Protected);

@@ -35,6 +35,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use vm_memory::mmap::{BlockStates, PluggedBlocks};
 use vm_memory::GuestAddress;
 
+use crate::host::VmaBudget;
 use crate::region::{BackingKind, Blocks, Lock, NumaPolicy, Options, Span, TransparentHugePages};
 pub(crate) use crate::sys::bytes;
 use crate::sys::{Advice, Mapped, NodePolicy};
@@ -73,6 +74,8 @@ pub struct HostMapping {
     /// it, so that blocks do not change meanwhile. Only [`lock_changes`](Self::lock_changes) and
     /// [`hold_blocks`](Self::hold_blocks) lock it.
     pub(crate) changes: RwLock<ZeroedRanges>,
+    /// The VMAs of the reservation, whose regions share it: one for each region, and the guards.
+    pub(crate) _run_vmas: Arc<VmaBudget>,
 }
 
 impl HostMapping {
