@@ -206,7 +206,8 @@ impl MemoryRegion {
     /// several regions.
     ///
     /// A front end may truncate its file later, and an access then raises SIGBUS. Require seals
-    /// (see [`MemoryRegion`]), or install the handler of [`vm_memory::fault`].
+    /// (see [`MemoryRegion`]), or install the handler of [`vm_memory::fault`]. The latter does not
+    /// help against a file that the front end serves itself (FUSE): accesses may wait for ever.
     ///
     /// # Errors
     ///
@@ -276,7 +277,8 @@ impl MemoryRegion {
 /// Front ends name rings, and the targets of IOTLB messages, by their own addresses ("user
 /// addresses" in the specification).
 ///
-/// No two regions overlap, in either address space.
+/// No two regions overlap, in either address space. Their number is not limited: the back end
+/// refuses more than it supports.
 ///
 /// # Examples
 ///

@@ -31,11 +31,16 @@ const BLOCK: usize = 4096;
 /// specification, "Migration"). A back end sets bits by atomic operations, in the order of the
 /// memory model: after the page was written. A front end reads and clears them at the same time.
 ///
-/// # Truncated files
+/// # Files of an untrusted peer
 ///
 /// The peer may truncate the file, unless it has the seal `F_SEAL_SHRINK`. Call
 /// [`fault::install`](vm_memory::fault::install): an access past the end then returns an error, and
 /// does not end the process.
+///
+/// The peer may also serve the file itself (FUSE). [`map`](Self::map), each mark, and the drop of
+/// the log can then wait without limit. So accept only files with that seal, which no such file
+/// has. `F_GET_SEALS` of fcntl(2) does not wait for a server. close(2) does: close a file that is
+/// refused in a separate thread.
 ///
 /// # Examples
 ///
