@@ -117,7 +117,7 @@
 //! | boot | [`prefault()`] | always | `madvise`; `openat`, `read`, `statx`, `close` to read /proc and /sys |
 //! | boot | [`prefault()`] | with two or more threads | `clone3`, `mmap`, `munmap`, `mprotect`, `prctl`, `futex`, `rseq`, `set_robust_list`, `rt_sigprocmask`, `exit` |
 //! | boot | [`prefault()`] | with a NUMA policy | `sched_getaffinity`, `sched_setaffinity` |
-//! | boot | [`prefault()`] | if memory is short | `mincore` |
+//! | boot | [`prefault()`] | if memory is short | `mincore`, `mmap`, `munmap` |
 //! | boot | [`HostResources::read`] | always | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
 //! | boot | [`huge_page_pools`] | always | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
 //! | run time | [`discard()`] | always | `madvise`, `fallocate`, `statx`; `mincore`, `pread64` for huge pages |

@@ -20,7 +20,7 @@ use std::sync::{Mutex, PoisonError};
 
 use vm_memory::GuestMemoryBackend;
 
-use super::residency::resident;
+use super::residency::known_resident;
 use crate::error::PrefaultError;
 use crate::host::HostResources;
 use crate::mapping::{bytes, span_of, usable, HostMapped, HostMapping};
@@ -310,7 +310,7 @@ fn check_memory(
             if wanted <= available {
                 return Ok(());
             }
-            wanted = wanted.saturating_sub(resident(mapping).unwrap_or(0));
+            wanted = wanted.saturating_sub(known_resident(mapping).unwrap_or(0));
         }
     }
     if wanted <= available {
@@ -433,7 +433,7 @@ fn advice(mapping: &HostMapping) -> Advice {
 mod tests {
     use super::*;
     use crate::mapping::provisioned;
-    use crate::{MemoryBuilder, NumaPolicy, Region};
+    use crate::{sys, MemoryBuilder, NumaPolicy, Region};
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 
     fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, HostResources) {
@@ -485,6 +485,38 @@ mod tests {
         let only = allowed.among(&[0]).or_else(|| all.clone());
         let expected = [(2, all), (4, only)];
         assert_eq!(of(&memory, &known, Some(&allowed)), expected);
+    }
+
+    /// The sender of a memfd can hide which pages it has. They may be holes.
+    #[test]
+    fn check_memory_counts_pages_of_memfd_that_the_kernel_hides() {
+        let test = "check_memory_counts_pages_of_memfd_that_the_kernel_hides";
+        const SIZE: u64 = 16 << 20;
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("proc")).unwrap();
+        let meminfo = "MemTotal: 65536 kB\nMemAvailable: 8192 kB\n";
+        std::fs::write(directory.path().join("proc/meminfo"), meminfo).unwrap();
+        let host = HostResources::at(directory.path());
+        assert_eq!(host.available_memory(), Some(8 << 20));
+        let file = sys::memfd(c"hidden", SIZE, None).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        file.set_permissions(mode).unwrap();
+        let is_refused = || {
+            let backing = crate::Backing::private_file(file.try_clone().unwrap(), 0);
+            let region = Region::new(GuestAddress(0), SIZE).backing(backing);
+            let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build().unwrap();
+            let region = memory.iter().next().unwrap();
+            let mappings = [(span_of(region), provisioned(region).unwrap())];
+            let checked = check_memory(&mappings, &host);
+            matches!(checked, Err(PrefaultError::Memory { wanted: SIZE, .. }))
+        };
+        assert!(is_refused());
+        let other = rustix::process::Uid::from_raw(65_534);
+        let is_other = || rustix::thread::set_thread_res_uid(other, other, other).is_ok();
+        if !sys::in_child(is_other) {
+            return test_support::skipped(test, "needs root, to become another user");
+        }
+        assert!(sys::in_child(|| is_other() && is_refused()));
     }
 
     #[test]

@@ -278,6 +278,26 @@ fn resident_of_file(mapping: &HostMapping, resident: u64) -> io::Result<u64> {
     }
 }
 
+/// Returns the number of bytes of a mapping that are in memory, or 0 if the kernel hides that.
+///
+/// [`resident`] returns the length of the mapping in the second case.
+pub(crate) fn known_resident(mapping: &HostMapping) -> io::Result<u64> {
+    match mapping.file() {
+        Some((file, _)) if mapping.kind() == BackingKind::Memfd && hides_residency(file)? => Ok(0),
+        _ => resident(mapping),
+    }
+}
+
+/// Returns whether the kernel hides from this process which pages of a memfd are in memory.
+fn hides_residency(memfd: &File) -> io::Result<bool> {
+    // The offset of one of the last pages that a file can have. No sealed memfd is that long. The
+    // kernel reports this page as resident if this process may not know (mincore(2)).
+    const FAR: u64 = (u64::MAX >> 1) - 0xf_ffff;
+    let (page, mut far) = (sys::page_size(), [0]);
+    sys::resident_of_file(memfd, FAR, page, &mut far)?;
+    Ok(far != [0])
+}
+
 /// Returns the number of bytes of a range of a file that are in memory.
 ///
 /// Returns 0 if the kernel hides this number from the process (mincore(2)).
@@ -285,12 +305,7 @@ fn resident_of_file(mapping: &HostMapping, resident: u64) -> io::Result<u64> {
 /// Unlike `SEEK_DATA`, mincore(2) never waits for the kernel's lock on the file, which another
 /// process can hold.
 pub(crate) fn resident_in_file(file: &File, range: &Range<u64>) -> io::Result<u64> {
-    // The offset of one of the last pages that a file can have. No sealed memfd is that long. The
-    // kernel reports this page as resident if this process may not know.
-    const FAR: u64 = (u64::MAX >> 1) - 0xf_ffff;
-    let (page, mut far) = (sys::page_size(), [0]);
-    sys::resident_of_file(file, FAR, page, &mut far)?;
-    if far != [0] {
+    if hides_residency(file)? {
         return Ok(0);
     }
     let len = usize::try_from(range.end.saturating_sub(range.start));
