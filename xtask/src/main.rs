@@ -65,7 +65,7 @@ enum Command {
     Bench(bench::Args),
     /// Check that CHANGELOG.md names each public item that 0.18.0 does not have
     Changelog,
-    /// Test the library on aarch64 and musl, and build it for Windows and macOS
+    /// Test the library on other targets, most of them under emulation
     Emulate(emulate::Args),
     /// Check that modules import only from the layers that their crate allows
     Layers(layers::Args),

@@ -1,0 +1,221 @@
+//! [`Harness`]: runs cargo for the target of a suite, and keeps the logs.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+use anyhow::{ensure, Context, Result};
+
+use super::suites::{Compiler, Platform, Step, Suite};
+use crate::compat::counts::Counts;
+use crate::debian::{CARGO, RUSTC};
+use crate::workspace::{cargo_path, Workspace};
+
+/// The time limit of a run, in seconds. A run that takes longer is terminated.
+const LIMIT_SECONDS: &str = "900";
+/// The lines of a log that are printed when its run fails.
+const TAIL_LINES: usize = 60;
+
+/// The folder of the builds. It is separate because the compiler differs.
+pub(super) struct Harness {
+    root: PathBuf,
+    /// The features of vm-memory.
+    features: Vec<String>,
+    pub(super) folder: PathBuf,
+}
+
+impl Harness {
+    pub(super) fn new(workspace: &Workspace) -> Result<Self> {
+        let folder = workspace.target.join("emulate");
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        let features = workspace.features()?;
+        Ok(Self {
+            root: workspace.root.clone(),
+            features: features.split(',').map(str::to_owned).collect(),
+            folder,
+        })
+    }
+
+    /// Runs a step of a suite, and returns what it has shown.
+    pub(super) fn run(&self, suite: &Suite, step: &Step, log: &str) -> Result<String> {
+        match step {
+            Step::Tests(packages, selected) => {
+                let mut command = self.test(&suite.platform, packages);
+                command.args(*selected);
+                let counts = self.count(log, command)?;
+                Ok(format!("{}: {counts}", packages.join(", ")))
+            }
+            Step::Own(check) => check(self, suite),
+        }
+    }
+
+    /// Returns cargo with the compiler and the target of a platform, without the settings of the
+    /// cargo that runs this program.
+    pub(super) fn cargo(&self, platform: &Platform, subcommand: &str) -> Command {
+        let installed = platform.compiler == Compiler::Rustup && has_library(platform.target);
+        let mut command = Command::new("timeout");
+        for variable in [
+            "RUSTFLAGS",
+            "CARGO_ENCODED_RUSTFLAGS",
+            "RUSTDOCFLAGS",
+            "CARGO_BUILD_TARGET",
+        ] {
+            command.env_remove(variable);
+        }
+        command
+            .args(["--kill-after=10", LIMIT_SECONDS])
+            .current_dir(&self.root)
+            .env("CARGO_TARGET_DIR", &self.folder)
+            .envs(platform.variables.iter().copied());
+        if installed {
+            command.arg(cargo_path()).arg(subcommand);
+        } else {
+            command
+                .args([CARGO.file, subcommand])
+                .env("RUSTC", RUSTC.file)
+                .env("RUSTDOC", "/usr/bin/rustdoc");
+        }
+        if !installed && platform.compiler != Compiler::Debian {
+            command
+                .env("RUSTC_BOOTSTRAP", "1")
+                .arg("-Zbuild-std=std,panic_abort,panic_unwind,test");
+        }
+        command.args(["--target", platform.target]);
+        for (name, value) in [("LINKER", platform.linker), ("RUNNER", platform.runner)] {
+            if let Some(value) = value {
+                command.env(variable(platform.target, name), value);
+            }
+        }
+        command
+    }
+
+    /// Selects packages, with all features of the library.
+    pub(super) fn select(&self, command: &mut Command, packages: &[&str]) {
+        for package in packages {
+            command.args(["-p", package]);
+        }
+        for feature in &self.features {
+            command
+                .arg("--features")
+                .arg(format!("vm-memory/{feature}"));
+        }
+    }
+
+    /// Returns the command for tests of packages.
+    pub(super) fn test(&self, platform: &Platform, packages: &[&str]) -> Command {
+        let mut command = self.cargo(platform, "test");
+        self.select(&mut command, packages);
+        // Without optimisation, the loops over all alignments and lengths take minutes under qemu.
+        command
+            .env("CARGO_PROFILE_TEST_OPT_LEVEL", "1")
+            .arg("--no-fail-fast");
+        command
+    }
+
+    /// Runs tests, prints the skipped ones, and returns the counts as text.
+    pub(super) fn count(&self, log: &str, mut command: Command) -> Result<String> {
+        command.args(["--", "--show-output"]);
+        let text = self.log(log, &mut command)?;
+        for line in text.lines().filter(|line| line.contains("SKIPPED:")) {
+            println!("{log}: {line}");
+        }
+        let counts = Counts::from_output(&text)?;
+        ensure!(
+            counts.programs > 0 && counts.passed > 0 && counts.failed == 0,
+            "{} test programs, {} passed, {} failed",
+            counts.programs,
+            counts.passed,
+            counts.failed
+        );
+        Ok(format!(
+            "{} tests passed in {} programs",
+            counts.passed, counts.programs
+        ))
+    }
+
+    /// Runs a command that must succeed, and returns its output, which is also kept in a file.
+    pub(super) fn log(&self, name: &str, command: &mut Command) -> Result<String> {
+        let (status, text) = self.keep(name, command)?;
+        if !status.success() {
+            let lines: Vec<_> = text.lines().collect();
+            let tail = lines
+                .get(lines.len().saturating_sub(TAIL_LINES)..)
+                .unwrap_or_default();
+            eprintln!("{}", tail.join("\n"));
+        }
+        ensure!(
+            status.success(),
+            "cargo ended with {status}; the whole log is {}",
+            self.log_file(name).display()
+        );
+        Ok(text)
+    }
+
+    fn log_file(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.log"))
+    }
+
+    /// Runs a command, and returns its status and its output, which is also kept in a file.
+    pub(super) fn keep(&self, name: &str, command: &mut Command) -> Result<(ExitStatus, String)> {
+        let path = self.log_file(name);
+        let file =
+            File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        let status = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .status()
+            .context("cannot start timeout(1)")?;
+        let text = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
+        Ok((status, text))
+    }
+}
+
+/// Returns the name of cargo's variable for a setting of a target.
+pub(super) fn variable(target: &str, setting: &str) -> String {
+    let target = target.to_uppercase().replace('-', "_");
+    format!("CARGO_TARGET_{target}_{setting}")
+}
+
+/// Returns whether the compiler of this checkout has a standard library for a target.
+pub(super) fn has_library(target: &str) -> bool {
+    let output = Command::new("rustc")
+        .args(["--print", "target-libdir", "--target", target])
+        .output();
+    output.is_ok_and(|output| {
+        output.status.success()
+            && Path::new(String::from_utf8_lossy(&output.stdout).trim()).exists()
+    })
+}
+
+/// Installs the standard library of rustup for a target. Returns whether it exists.
+pub(super) fn add_library(target: &str) -> bool {
+    if !has_library(target) {
+        // Without rustup or a network, the library is built from source.
+        let _ = Command::new("rustup")
+            .args(["target", "add", target])
+            .stdin(Stdio::null())
+            .output();
+    }
+    has_library(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variable_of_a_target_is_the_one_that_cargo_reads() {
+        assert_eq!(
+            variable("riscv64gc-unknown-linux-gnu", "RUNNER"),
+            "CARGO_TARGET_RISCV64GC_UNKNOWN_LINUX_GNU_RUNNER"
+        );
+    }
+
+    #[test]
+    fn has_library_finds_that_of_this_machine_only() {
+        assert!(has_library("x86_64-unknown-linux-gnu"));
+        assert!(!has_library("no-such-target"));
+    }
+}

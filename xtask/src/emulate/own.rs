@@ -1,0 +1,143 @@
+//! The steps that are more than one run of cargo.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use anyhow::{bail, ensure, Context, Result};
+
+use super::harness::{variable, Harness};
+use super::suites::{native, Compiler, Platform, Suite};
+use crate::debian::{tool, Tool};
+
+/// A processor with the base instruction set, and one with all instructions that qemu supports.
+pub(super) const BASE_PROCESSOR: &str = "cortex-a72";
+const ANY_PROCESSOR: &str = "max";
+
+/// An unwinder that works with musl: GCC's needs a function of glibc.
+pub(super) const UNWINDER: Tool = tool("/usr/lib/llvm-14/lib/libunwind.a", "libunwind-14-dev");
+
+/// The section of the fault table (`src/access/arch/fault_table.rs`).
+const SECTION: &[u8] = b"vm_memory_faults_1";
+
+/// Checks that the library that was tested has a fault table.
+///
+/// It shows that the tests ran on the assembly, and that `formats` looks for the right name.
+pub(super) fn has_fault_table(harness: &Harness, suite: &Suite) -> Result<String> {
+    let built = harness
+        .folder
+        .join(suite.platform.target)
+        .join("debug/deps");
+    for entry in fs::read_dir(&built).with_context(|| format!("cannot read {}", built.display()))? {
+        let file = entry?.path();
+        let library = file
+            .extension()
+            .is_some_and(|extension| extension == "rlib");
+        if library && file.to_string_lossy().contains("libvm_memory-") && contains(&file, SECTION)?
+        {
+            return Ok("with a fault table".to_owned());
+        }
+    }
+    bail!("no library in {} has a fault table", built.display())
+}
+
+/// Tests the access routines with the instructions of LSE instead of loops. They must not run on a
+/// processor without LSE, which proves that the build contains these instructions.
+pub(super) fn aarch64_lse(harness: &Harness, suite: &Suite) -> Result<String> {
+    let platform = &suite.platform;
+    let with_lse = |processor| {
+        let mut command = harness.test(platform, &["vm-memory"]);
+        command
+            .env("QEMU_CPU", processor)
+            .env(
+                variable(platform.target, "RUSTFLAGS"),
+                "-Ctarget-feature=+lse",
+            )
+            // A separate folder, so that the other suite is not rebuilt on the next run.
+            .env("CARGO_TARGET_DIR", harness.folder.join("lse"));
+        command
+    };
+    let mut refused = with_lse(BASE_PROCESSOR);
+    refused.args(["--lib", "access::tests::chosen::fetch"]);
+    let (status, _) = harness.keep("aarch64-lse-refused", &mut refused)?;
+    ensure!(
+        !status.success(),
+        "the build for LSE runs on a processor without LSE"
+    );
+    let mut routines = with_lse(ANY_PROCESSOR);
+    routines.args(["--lib", "access::"]);
+    let routines = harness.count("aarch64-lse", routines)?;
+    let mut faults = with_lse(ANY_PROCESSOR);
+    faults.args(["--test", "fault*", "--test", "threads"]);
+    let faults = harness.count("aarch64-lse-faults", faults)?;
+    Ok(format!(
+        "access routines: {routines}; faults and threads: {faults}"
+    ))
+}
+
+/// Tests the library with musl, on this processor.
+pub(super) fn musl(harness: &Harness, suite: &Suite) -> Result<String> {
+    let libraries = harness.folder.join("musl-libraries");
+    fs::create_dir_all(&libraries)?;
+    let unwinder = libraries.join("libunwind.a");
+    if unwinder.symlink_metadata().is_err() {
+        symlink(UNWINDER.file, &unwinder)
+            .with_context(|| format!("cannot create {}", unwinder.display()))?;
+    }
+    // The unwinder was compiled with glibc's headers, which rename `fprintf`. It is called only
+    // before `abort`.
+    let flags = format!(
+        "-Clink-self-contained=no -Clinker=musl-gcc -Lnative={} -Clink-arg=-Wl,--defsym=__fprintf_chk=abort",
+        libraries.display()
+    );
+    let mut command = harness.test(&suite.platform, &["vm-memory"]);
+    command
+        .env("RUSTDOCFLAGS", &flags)
+        .env(variable(suite.platform.target, "RUSTFLAGS"), &flags);
+    harness.count(suite.name, command)
+}
+
+/// Builds objects for Windows and macOS. They must not have the section of the fault table, because
+/// it exists for ELF only.
+pub(super) fn formats(harness: &Harness, _suite: &Suite) -> Result<String> {
+    for target in ["x86_64-pc-windows-msvc", "aarch64-apple-darwin"] {
+        let object = harness.folder.join(format!("{target}.o"));
+        let platform: Platform = native(target, Compiler::Source);
+        let mut command = harness.cargo(&platform, "rustc");
+        command
+            .args(["-p", "vm-memory", "--lib", "--no-default-features", "--"])
+            .arg(format!("--emit=obj={}", object.display()));
+        harness.log(target, &mut command)?;
+        ensure!(
+            !contains(&object, SECTION)?,
+            "{} has a fault table",
+            object.display()
+        );
+    }
+    Ok("built, without a fault table".to_owned())
+}
+
+/// Returns whether a file contains these bytes.
+fn contains(file: &Path, bytes: &[u8]) -> Result<bool> {
+    let all = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(all.windows(bytes.len()).any(|window| window == bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contains_finds_bytes_at_any_offset() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("object");
+        for (content, expected) in [
+            (&b"..vm_memory_faults_1"[..], true),
+            (b"vm_memory_faults_2..", false),
+            (b"", false),
+        ] {
+            fs::write(&file, content).unwrap();
+            assert_eq!(contains(&file, SECTION).unwrap(), expected);
+        }
+    }
+}

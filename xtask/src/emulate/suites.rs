@@ -1,0 +1,215 @@
+//! The table of the suites: targets, tools, and what runs there.
+
+use anyhow::Result;
+
+use super::harness::Harness;
+use super::own;
+use crate::debian::{missing, tool, Tool, AARCH64_LINUX, CARGO, CROSS, RUSTC};
+
+/// A target, and what runs on it.
+pub(super) struct Suite {
+    /// The name on the command line, and of the logs.
+    pub(super) name: &'static str,
+    /// The name in messages.
+    pub(super) title: &'static str,
+    /// The packages of Debian that it needs.
+    pub(super) tools: &'static [&'static [Tool]],
+    /// How programs are built and started.
+    pub(super) platform: Platform,
+    /// The steps that CI runs: those that the target can break.
+    pub(super) ci: &'static [Step],
+    /// The steps of `--all`.
+    pub(super) all: &'static [Step],
+}
+
+/// How cargo builds programs for a target, and starts them.
+pub(super) struct Platform {
+    /// The target, as rustc names it.
+    pub(super) target: &'static str,
+    /// The compiler, and the source of the standard library.
+    pub(super) compiler: Compiler,
+    /// The linker, if it is not that of this machine.
+    pub(super) linker: Option<&'static str>,
+    /// The program that starts the tests, if this processor cannot.
+    pub(super) runner: Option<&'static str>,
+    /// Variables of the environment.
+    pub(super) variables: &'static [(&'static str, &'static str)],
+}
+
+/// The compiler of a suite.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Compiler {
+    /// Debian's. The standard library is one of the suite's packages.
+    Debian,
+    /// Debian's, which builds the standard library from its source.
+    Source,
+    /// The one of this checkout, with the standard library of rustup. Without that library, it is
+    /// [`Source`](Self::Source).
+    Rustup,
+}
+
+/// One run of cargo, or a check.
+pub(super) enum Step {
+    /// Tests of packages. The last arguments select tests.
+    Tests(&'static [&'static str], &'static [&'static str]),
+    /// A check of its own, which returns a description of what it has found.
+    Own(fn(&Harness, &Suite) -> Result<String>),
+}
+
+const LIBRARY: &[&str] = &["vm-memory"];
+const LIBRARIES: &[&str] = &["vm-memory", "vm-memory-derive", "vm-memory-vhost"];
+
+/// Debian's source of the standard library.
+const SOURCE: &[Tool] = &[
+    RUSTC,
+    CARGO,
+    tool(
+        "/usr/lib/rustlib/src/rust/library/std/Cargo.toml",
+        "rust-web-src",
+    ),
+];
+
+/// Returns the emulator of a processor.
+const fn qemu(file: &'static str) -> Tool {
+    tool(file, "qemu-user-static")
+}
+
+/// The suites, in the order in which they run.
+pub(super) static SUITES: &[Suite] = &[
+    Suite {
+        name: "aarch64",
+        title: "aarch64 Linux, emulated",
+        tools: &[&CROSS, AARCH64_QEMU],
+        platform: AARCH64,
+        ci: &[Step::Tests(LIBRARY, &[]), Step::Own(own::has_fault_table)],
+        all: &[Step::Tests(LIBRARIES, &[]), Step::Own(own::has_fault_table)],
+    },
+    Suite {
+        name: "aarch64-lse",
+        title: "aarch64 Linux with LSE, emulated",
+        tools: &[&CROSS, AARCH64_QEMU],
+        platform: AARCH64,
+        ci: &[Step::Own(own::aarch64_lse)],
+        all: &[Step::Own(own::aarch64_lse)],
+    },
+    Suite {
+        name: "riscv64",
+        title: "riscv64 Linux, emulated",
+        tools: &[&[
+            qemu("/usr/bin/qemu-riscv64-static"),
+            tool("/usr/bin/riscv64-linux-gnu-gcc", "gcc-riscv64-linux-gnu"),
+            tool(
+                "/usr/riscv64-linux-gnu/lib/libc.so.6",
+                "libc6-dev-riscv64-cross",
+            ),
+        ]],
+        platform: Platform {
+            target: "riscv64gc-unknown-linux-gnu",
+            compiler: Compiler::Rustup,
+            linker: Some("riscv64-linux-gnu-gcc"),
+            runner: Some("qemu-riscv64-static"),
+            variables: &[("QEMU_LD_PREFIX", "/usr/riscv64-linux-gnu")],
+        },
+        ci: &[Step::Tests(LIBRARY, &["--lib"])],
+        all: &[Step::Tests(LIBRARIES, &[])],
+    },
+    Suite {
+        name: "s390x",
+        title: "s390x Linux, emulated",
+        tools: &[&[
+            qemu("/usr/bin/qemu-s390x-static"),
+            tool("/usr/bin/s390x-linux-gnu-gcc", "gcc-s390x-linux-gnu"),
+            tool(
+                "/usr/s390x-linux-gnu/lib/libc.so.6",
+                "libc6-dev-s390x-cross",
+            ),
+        ]],
+        platform: Platform {
+            target: "s390x-unknown-linux-gnu",
+            compiler: Compiler::Rustup,
+            linker: Some("s390x-linux-gnu-gcc"),
+            runner: Some("qemu-s390x-static"),
+            variables: &[("QEMU_LD_PREFIX", "/usr/s390x-linux-gnu")],
+        },
+        ci: &[Step::Tests(LIBRARIES, &["--lib", "--tests"])],
+        all: &[Step::Tests(LIBRARIES, &[])],
+    },
+    Suite {
+        name: "ppc64le",
+        title: "ppc64le Linux, emulated",
+        tools: &[&[
+            qemu("/usr/bin/qemu-ppc64le-static"),
+            tool(
+                "/usr/bin/powerpc64le-linux-gnu-gcc",
+                "gcc-powerpc64le-linux-gnu",
+            ),
+            tool(
+                "/usr/powerpc64le-linux-gnu/lib/libc.so.6",
+                "libc6-dev-ppc64el-cross",
+            ),
+        ]],
+        platform: Platform {
+            target: "powerpc64le-unknown-linux-gnu",
+            compiler: Compiler::Rustup,
+            linker: Some("powerpc64le-linux-gnu-gcc"),
+            runner: Some("qemu-ppc64le-static"),
+            variables: &[("QEMU_LD_PREFIX", "/usr/powerpc64le-linux-gnu")],
+        },
+        ci: &[],
+        all: &[Step::Tests(LIBRARIES, &[])],
+    },
+    Suite {
+        name: "musl",
+        title: "x86_64 Linux with musl",
+        tools: &[
+            SOURCE,
+            &[tool("/usr/bin/musl-gcc", "musl-tools"), own::UNWINDER],
+        ],
+        platform: native("x86_64-unknown-linux-musl", Compiler::Source),
+        ci: &[Step::Own(own::musl)],
+        all: &[Step::Own(own::musl)],
+    },
+    Suite {
+        name: "formats",
+        title: "objects for Windows and macOS",
+        tools: &[SOURCE],
+        platform: native("x86_64-pc-windows-msvc", Compiler::Source),
+        ci: &[Step::Own(own::formats)],
+        all: &[Step::Own(own::formats)],
+    },
+];
+
+const AARCH64_QEMU: &[Tool] = &[qemu("/usr/bin/qemu-aarch64-static")];
+const AARCH64: Platform = Platform {
+    target: AARCH64_LINUX,
+    compiler: Compiler::Debian,
+    linker: Some("aarch64-linux-gnu-gcc"),
+    // Tests that start themselves again read this variable; qemu reads QEMU_CPU.
+    runner: Some("qemu-aarch64-static"),
+    variables: &[("QEMU_CPU", own::BASE_PROCESSOR)],
+};
+
+/// Returns a platform whose programs are linked and started as those of this machine, or not at
+/// all.
+pub(super) const fn native(target: &'static str, compiler: Compiler) -> Platform {
+    Platform {
+        target,
+        compiler,
+        linker: None,
+        runner: None,
+        variables: &[],
+    }
+}
+
+impl Suite {
+    /// Returns the packages that are not installed.
+    ///
+    /// Without a `library` of rustup for the target, its source is needed.
+    pub(super) fn missing(&self, library: bool) -> Vec<&'static str> {
+        let source = match self.platform.compiler {
+            Compiler::Rustup if !library => SOURCE,
+            _ => &[],
+        };
+        missing(self.tools.iter().copied().flatten().chain(source))
+    }
+}
