@@ -1,6 +1,12 @@
 //! An `IoBuffer` can be submitted to io_uring, moved to another thread, and completed there.
 #![cfg(all(
     target_os = "linux",
+    // The targets of io-uring, as in Cargo.toml.
+    any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        target_arch = "riscv64"
+    ),
     feature = "rawfd",
     feature = "backend-mmap",
     feature = "backend-bitmap"

@@ -327,7 +327,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// With the crate `io-uring`, whose operations take a pointer to `iovec`s:
     ///
     /// ```no_run
-    /// # #[cfg(all(target_os = "linux", feature = "backend-mmap"))] {
+    /// # #[cfg(all(target_os = "linux", target_arch = "x86_64", feature = "backend-mmap"))] {
     /// use std::os::fd::AsRawFd;
     /// use std::sync::Arc;
     ///
