@@ -188,6 +188,9 @@
     )
 )]
 
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("vm-memory: only targets with pointers of 64 bits are supported, such as x86_64");
+
 #[cfg(all(feature = "xen", windows))]
 compile_error!("vm-memory: the feature `xen` is not supported on Windows; disable it");
 

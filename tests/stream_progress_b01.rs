@@ -1,17 +1,13 @@
 //! B1: the bytes of a stream arrive without a gap, and no error hides the bytes moved before it.
 #![cfg(all(unix, feature = "backend-mmap", feature = "rawfd"))]
-#![expect(unsafe_code, reason = "calls memfd_create(2) and mmap(2)")]
 
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
-    MemoryRegionAddress, MmapRegion, ReadVolatile, VolatileMemory, VolatileMemoryError,
-    VolatileSlice, WriteVolatile,
+    MemoryRegionAddress, ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile,
 };
 
 /// Creates two adjacent regions.
@@ -320,7 +316,12 @@ fn b01_transfers_on_nonblocking_socket_return_count() {
 /// repeatedly.
 #[test]
 #[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "calls memfd_create(2) and mmap(2)")]
 fn b01_transfer_larger_than_system_call_limit_succeeds() {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::FileExt;
+    use vm_memory::{MmapRegion, VolatileMemory};
+
     const WINDOW: usize = 32 << 20;
     const TOTAL: usize = (2 << 30) + (1 << 20);
     const LIMIT: usize = 2_147_479_552;

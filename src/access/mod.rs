@@ -71,7 +71,6 @@ mod tests;
 #[cfg_attr(
     not(all(
         any(target_arch = "x86_64", target_arch = "aarch64"),
-        target_pointer_width = "64",
         target_endian = "little",
         unix,
         not(target_vendor = "apple"),
@@ -90,7 +89,12 @@ mod value;
 mod within;
 
 /// The portable routines, so that their tests run beside those of the assembly.
-#[cfg(all(test, not(miri), not(vm_memory_portable)))]
+#[cfg(all(
+    test,
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(miri),
+    not(vm_memory_portable)
+))]
 mod portable;
 
 use core::num::NonZeroI32;

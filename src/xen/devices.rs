@@ -48,7 +48,6 @@ struct MapBatch {
 struct GrantCopy {
     count: u32,
     /// The C structure has a hole here. It is a field, so that it is initialised.
-    #[cfg(target_pointer_width = "64")]
     pad: u32,
     segments: *mut CopySegment,
 }
@@ -87,7 +86,6 @@ pub(super) struct GrantedPlace {
 const SOURCE_IS_GRANTED: u16 = 1;
 const TARGET_IS_GRANTED: u16 = 2;
 
-#[cfg(target_pointer_width = "64")]
 const _: () = {
     assert!(size_of::<UnmapGrantRef>() == 16);
     assert!(size_of::<MapBatch>() == 32);
@@ -243,7 +241,6 @@ pub(super) fn unmap_grants(device: &File, index: u64, count: u32) -> io::Result<
 pub(super) unsafe fn copy_grants(device: &File, segments: &mut [CopySegment]) -> io::Result<()> {
     let mut request = GrantCopy {
         count: u32::try_from(segments.len()).map_err(|_| super::invalid())?,
-        #[cfg(target_pointer_width = "64")]
         pad: 0,
         segments: segments.as_mut_ptr(),
     };
@@ -302,7 +299,6 @@ mod tests {
     use super::*;
 
     #[test]
-    #[cfg(target_pointer_width = "64")]
     fn request_numbers_are_those_of_linux() {
         assert_eq!(MAP_GRANT_REF, 0x0018_4700);
         assert_eq!(UNMAP_GRANT_REF, 0x0010_4701);
@@ -325,7 +321,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(target_pointer_width = "64")]
     fn arguments_have_the_layout_of_linux_and_no_uninitialised_bytes() {
         use core::mem::offset_of;
 

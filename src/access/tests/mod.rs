@@ -59,7 +59,11 @@ mod chosen {
     fault_tests!(Routines);
 }
 
-#[cfg(all(not(miri), not(vm_memory_portable)))]
+#[cfg(all(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(miri),
+    not(vm_memory_portable)
+))]
 mod portable_beside {
     use crate::access::portable::Routines;
     bulk_tests!(Routines);

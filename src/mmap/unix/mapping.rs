@@ -138,8 +138,8 @@ impl Mapping {
                 return Ok(());
             }
             let error = io::Error::last_os_error();
-            // The kernel maps whole huge pages, and refuses a length that is not a multiple of
-            // their size (mmap(2), "Huge page (Huge TLB) mappings"). The page size is not known
+            // Linux maps whole huge pages, and refuses a length that is not a multiple of their
+            // size (mmap(2), "Huge page (Huge TLB) mappings"). The page size is not known
             // here, so larger ones are tried in ascending order. The first length that the kernel
             // accepts is the one that it mapped; every shorter one ends inside the last huge page.
             let larger = page
@@ -147,7 +147,8 @@ impl Mapping {
                 .and_then(|page| wanted.checked_next_multiple_of(page).map(|s| (page, s)));
             match larger {
                 Some((larger_page, rounded))
-                    if error.raw_os_error() == Some(libc::EINVAL)
+                    if cfg!(any(target_os = "linux", target_os = "android"))
+                        && error.raw_os_error() == Some(libc::EINVAL)
                         && larger_page <= LARGEST_PAGE =>
                 {
                     (page, size) = (larger_page, rounded);
@@ -179,9 +180,7 @@ impl Mapping {
 }
 
 /// The largest page of any architecture: 16 GiB, on aarch64 and powerpc (Linux, "HugeTLB Pages").
-///
-/// With a `usize` of 32 bits, a power of two that fits it.
-const LARGEST_PAGE: usize = if usize::BITS > 34 { 1 << 34 } else { 1 << 30 };
+const LARGEST_PAGE: usize = 1 << 34;
 
 impl Drop for Mapping {
     fn drop(&mut self) {
