@@ -14,7 +14,7 @@ pub(super) struct Suite {
     pub(super) title: &'static str,
     /// The packages of Debian that it needs.
     pub(super) tools: &'static [&'static [Tool]],
-    /// How programs are built and started.
+    /// The tools that build programs and start them.
     pub(super) platform: Platform,
     /// The steps that CI runs: those that the target can break.
     pub(super) ci: &'static [Step],
@@ -22,7 +22,7 @@ pub(super) struct Suite {
     pub(super) all: &'static [Step],
 }
 
-/// How cargo builds programs for a target, and starts them.
+/// The settings with which cargo builds programs for a target, and starts them.
 pub(super) struct Platform {
     /// The target, as rustc names it.
     pub(super) target: &'static str,
