@@ -14,7 +14,9 @@ use crate::builder::ReceivedFiles;
 /// Within a process, a clone refers to the same descriptors.
 ///
 /// A received descriptor can be that of a server that never replies (FUSE). Dropping it does not
-/// wait for the server: a separate thread closes it, as [`Description::builder`] describes.
+/// wait for the server: a separate thread closes it, as [`Description::builder`] describes. While
+/// that thread waits, setuid(2) and setgid(2) of the C library wait for it. The process cannot end
+/// before either, not even by SIGKILL.
 ///
 /// [`Description::builder`]: super::Description::builder
 ///
