@@ -72,6 +72,8 @@ const STEP: usize = 32 << 20;
 /// step of 32 MiB, or of one huge page if that is larger. [`ControlFlow::Break`] cancels the
 /// prefault: other threads finish their current step, and populated pages stay.
 ///
+/// New threads handle no signals of the process, and only those that their own faults raise.
+///
 /// # Examples
 ///
 /// ```

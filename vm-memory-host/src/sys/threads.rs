@@ -10,6 +10,8 @@ use std::ptr::null_mut;
 
 use rustix::thread::CpuSet;
 
+use super::signals::without_signals;
+
 /// The stack size of a thread that is joined, which is also that of the standard library.
 const STACK: usize = 2 << 20;
 
@@ -119,6 +121,8 @@ pub(crate) fn run_detached<W: FnOnce() + Send + 'static>(
 
 /// Starts a thread that calls `main` with `argument`, on a stack of `stack` bytes.
 ///
+/// It handles no signals except those of its own faults.
+///
 /// # Safety
 ///
 /// `main` may be called with `argument` once, in another thread, until the caller joins it.
@@ -139,8 +143,9 @@ unsafe fn create(
     // SAFETY: pthread_attr_init(3) has returned 0, so it has initialised the attributes. `thread`
     // has room for the result. The new thread may call `main` with `argument` (contract of
     // `create`).
-    let created =
-        unsafe { libc::pthread_create(thread.as_mut_ptr(), attributes.as_ptr(), main, argument) };
+    let created = without_signals(|| unsafe {
+        libc::pthread_create(thread.as_mut_ptr(), attributes.as_ptr(), main, argument)
+    });
     // SAFETY: pthread_attr_init(3) has returned 0, so it has initialised the object, which is not
     // used again.
     let _ = unsafe { libc::pthread_attr_destroy(attributes.as_mut_ptr()) };
@@ -233,6 +238,30 @@ mod tests {
             assert!(result.is_err());
             assert_eq!(done.into_inner(), 3);
         }
+    }
+
+    /// Returns whether this thread does not receive a signal.
+    fn is_blocked(signal: libc::c_int) -> bool {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+        let blocked = u64::from_str_radix(blocked.unwrap().trim(), 16).unwrap();
+        blocked & (1 << (signal - 1)) != 0
+    }
+
+    #[test]
+    fn threads_leave_signals_of_the_process_to_its_other_threads() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let send = move || sender.send([libc::SIGTERM, libc::SIGBUS].map(is_blocked));
+        let detached = send.clone();
+        assert!(run_detached(c"worker", move || detached().unwrap()).is_ok());
+        assert_eq!(receiver.recv(), Ok([true, false]));
+        run_on_threads(c"worker", 1, &|number| {
+            if number == 1 {
+                send().unwrap();
+            }
+        });
+        assert_eq!(receiver.recv(), Ok([true, false]));
+        assert!(!is_blocked(libc::SIGTERM));
     }
 
     #[test]
