@@ -1,24 +1,28 @@
-//! The causes of errors: `source` returns each of them, and no message repeats it.
+//! The causes of errors: `source` returns each of them, and the messages of the errors of 0.18.0
+//! contain them.
 
 use std::error::Error;
 use std::io;
 
-use test_support::assert_causes_printed_once;
 use vm_memory::{GuestMemoryError, VolatileMemoryError};
 
 fn system() -> io::Error {
     io::Error::from_raw_os_error(libc::EAGAIN)
 }
 
-/// Checks that the immediate cause of an error is a `T`, and that its message has it only once.
+/// Checks that the immediate cause of an error is a `T`, and that its message ends with it.
 fn assert_cause<T: Error + 'static>(error: impl Error) {
     let cause = error.source().and_then(|cause| cause.downcast_ref::<T>());
-    assert!(cause.is_some(), "{error} has no such cause");
-    assert_causes_printed_once(&error);
+    let cause = cause.map(ToString::to_string);
+    let cause = cause.unwrap_or_else(|| panic!("{error} has no such cause"));
+    assert!(
+        error.to_string().ends_with(&format!(": {cause}")),
+        "{error}\nlacks\n{cause}"
+    );
 }
 
 #[test]
-fn source_of_error_with_cause_returns_it_and_message_does_not() {
+fn source_of_error_with_cause_returns_it_and_message_contains_it() {
     assert_cause::<io::Error>(GuestMemoryError::IOError(system()));
     assert_cause::<io::Error>(VolatileMemoryError::IOError(system()));
     #[cfg(feature = "iommu")]

@@ -135,7 +135,7 @@ pub enum Error {
     ///
     /// The number of a fault is `EFAULT`. If a page of a Xen guest cannot be mapped, it is that of
     /// the mapping. A page that is not granted is `EINVAL`.
-    #[error("transfer from or to guest memory failed")]
+    #[error("transfer from or to guest memory failed: {0}")]
     IOError(#[source] std::io::Error),
     /// Only the first bytes of the range were moved.
     #[error("only {completed} of {expected} bytes could be moved")]
@@ -150,7 +150,7 @@ pub enum Error {
     /// [`iommu::Error::kind`](crate::iommu::Error::kind) tells the failures apart. The mapping is
     /// missing or does not permit the access, or its request failed.
     #[cfg(feature = "iommu")]
-    #[error("the IOMMU cannot translate the address for the access")]
+    #[error("the IOMMU cannot translate the address for the access: {0}")]
     IommuError(#[source] crate::iommu::Error),
 }
 

@@ -89,10 +89,10 @@ use crate::region::{GuestRegionCollection, GuestRegionCollectionError};
 #[derive(Debug, thiserror::Error)]
 pub enum FromRangesError {
     /// The regions overlap, are not sorted, or there are none.
-    #[error("the regions do not form a guest memory")]
+    #[error("the regions do not form a guest memory: {0}")]
     Collection(#[from] GuestRegionCollectionError),
     /// A region could not be mapped.
-    #[error("cannot map a region")]
+    #[error("cannot map a region: {0}")]
     MmapRegion(#[from] MmapRegionError),
     /// A region reaches the end of the guest's address space.
     #[error("a region does not end below 2^64; move it down or make it smaller")]

@@ -104,7 +104,7 @@ pub enum Error {
     ///
     /// The number of a fault is `EFAULT`. If a page of a Xen guest cannot be mapped, it is that of
     /// the mapping. A page that is not granted is `EINVAL`.
-    #[error("transfer from or to guest memory failed")]
+    #[error("transfer from or to guest memory failed: {0}")]
     IOError(#[source] std::io::Error),
     /// Only the first bytes of the range were moved.
     #[error("only {completed} of {expected} bytes could be moved")]

@@ -30,7 +30,7 @@ pub enum MmapRegionError {
     #[error("cannot map file: file ends before the region; extend the file or map fewer bytes")]
     MappingPastEof,
     /// A system call failed, or the bitmap does not track the whole region.
-    #[error("cannot map memory")]
+    #[error("cannot map memory: {0}")]
     Mmap(#[source] io::Error),
     /// A foreign or grant mapping has no file; it needs the file of the Xen device.
     #[cfg(feature = "xen")]
@@ -49,7 +49,7 @@ pub enum MmapRegionError {
     MmapFlags(u32),
     /// An array of grant references could not be created. This crate never returns it.
     #[cfg(feature = "xen")]
-    #[error("cannot make an array of grant references")]
+    #[error("cannot make an array of grant references: {0}")]
     Fam(#[source] vmm_sys_util::fam::Error),
     /// An unexpected error. This crate never returns it.
     #[cfg(feature = "xen")]

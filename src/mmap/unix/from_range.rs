@@ -224,7 +224,7 @@ mod tests {
             assert!(MmapRegion::<AtomicBitmap>::from_range(range.clone()).is_ok());
             let error = MmapRegion::<Short>::from_range(range).unwrap_err();
             assert_eq!(
-                test_support::error_chain(&error),
+                error.to_string(),
                 "cannot map memory: \
                  bitmap does not track all 0x4000 bytes of the region; use a larger bitmap"
             );

@@ -1,5 +1,5 @@
 //! [`error_chain`]: the messages of an error and of its causes. [`assert_causes_printed_once`]:
-//! checks that none of them repeats another one.
+//! checks that the first of them repeats none of the others.
 
 use std::error::Error;
 use std::iter::successors;
@@ -14,22 +14,20 @@ pub fn error_chain(error: &dyn Error) -> String {
     messages(error).join(": ")
 }
 
-/// Checks that no message of an error or of its causes contains the message of a later cause.
+/// Checks that the message of an error does not contain the message of one of its causes.
 ///
-/// A caller that prints all of them prints each cause once.
+/// The errors of 0.18.0 contain their causes, and may be causes themselves. So the messages of the
+/// causes are not compared with each other.
 ///
 /// # Panics
 ///
-/// Panics if a message contains that of a cause.
+/// Panics if the message contains that of a cause.
 #[track_caller]
 pub fn assert_causes_printed_once(error: &dyn Error) {
-    let messages = messages(error);
-    let mut rest = messages.as_slice();
-    while let Some((message, causes)) = rest.split_first() {
+    if let Some((message, causes)) = messages(error).split_first() {
         for cause in causes {
             assert!(!message.contains(cause), "{message}\nrepeats\n{cause}");
         }
-        rest = causes;
     }
 }
 
