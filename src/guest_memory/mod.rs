@@ -93,6 +93,7 @@ pub use held::HeldMemory;
 pub(crate) use hold::hold_for;
 pub use hold::TranslationHold;
 pub use host_runs::HostRun;
+pub(crate) use permissions::not_created_for;
 pub use permissions::Permissions;
 pub use window::Window;
 
@@ -116,8 +117,7 @@ pub enum Error {
     InvalidBackendAddress,
     /// The memory is not accessible. It is not mapped in this process, or is in a block that is not
     /// plugged. Or its region does not permit the access (see
-    /// [`GuestMemoryRegion::allowed_access`](crate::GuestMemoryRegion::allowed_access)), or an
-    /// `IoBuffer` is for the other direction.
+    /// [`GuestMemoryRegion::allowed_access`](crate::GuestMemoryRegion::allowed_access)).
     ///
     /// [`GuestMemory::explain`] returns the reason, and the first byte that is not accessible.
     #[error(
@@ -426,7 +426,7 @@ pub trait GuestMemory {
     ///
     /// - the error of the first byte that is not in a region, is not mapped by the IOMMU, or does
     ///   not permit `access`;
-    /// - [`Error::HostAddressNotAvailable`] if `access` is [`Permissions::No`];
+    /// - [`Error::IOError`] of the kind `PermissionDenied` if `access` is [`Permissions::No`];
     /// - [`Error::IOError`] of the kind `InvalidInput` if the range has more than 1024 slices, or
     ///   `OutOfMemory` if an allocation fails;
     /// - [`Error::IOError`] of the kind `Unsupported` behind an IOMMU that cannot keep translations

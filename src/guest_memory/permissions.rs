@@ -2,7 +2,9 @@
 
 use core::fmt;
 use core::ops::{BitAnd, BitOr};
+use std::io;
 
+use super::Error;
 use crate::access::fault::Direction;
 
 /// The permission that an access requires, or that memory grants.
@@ -114,8 +116,38 @@ impl BitAnd for Permissions {
     }
 }
 
+/// Returns the error of an access that a buffer or a window was not created for.
+///
+/// The memory may permit the access, so `GuestMemory::explain` would find no reason.
+#[cold]
+pub(crate) fn not_created_for(what: &str, created: Permissions, access: Permissions) -> Error {
+    let reason = match created {
+        Permissions::No => format!(
+            "a {what} with Permissions::No permits no access; create it with Permissions::Read, \
+            Write or ReadWrite"
+        ),
+        _ => format!(
+            "the {what} was created with Permissions::{created:?}, but the access requires \
+            Permissions::{access:?}; create it with Permissions::{:?}",
+            created | access
+        ),
+    };
+    Error::IOError(io::Error::new(io::ErrorKind::PermissionDenied, reason))
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn error_of_access_that_buffer_was_not_created_for_names_both_permissions() {
+        let error = super::not_created_for("buffer", Read, Write);
+        assert_eq!(
+            error.to_string(),
+            "transfer from or to guest memory failed: the buffer was created with \
+             Permissions::Read, but the access requires Permissions::Write; create it with \
+             Permissions::ReadWrite"
+        );
+    }
+
     use super::Permissions::{self, *};
 
     #[test]

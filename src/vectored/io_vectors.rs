@@ -5,7 +5,9 @@ use core::fmt::{self, Debug};
 use super::segments::{too_many, Segments};
 use super::MAX_VECTORS;
 use crate::bitmap::{BitmapSlice, BS};
-use crate::guest_memory::{bounded_slices, Error, GuestAddress, GuestMemory, Permissions, Result};
+use crate::guest_memory::{
+    bounded_slices, not_created_for, Error, GuestAddress, GuestMemory, Permissions, Result,
+};
 
 /// A range of guest memory as raw vectors, for as long as the memory is borrowed.
 ///
@@ -51,7 +53,7 @@ pub struct IoVectors<'a, S: BitmapSlice, H> {
 ///
 /// - The error of [`GuestMemory::get_slices`] if a byte of the range is not in guest memory, not
 ///   mapped by the IOMMU, or not accessible.
-/// - [`Error::HostAddressNotAvailable`] if `access` is [`Permissions::No`].
+/// - [`Error::IOError`] of the kind `PermissionDenied` if `access` is [`Permissions::No`].
 /// - [`Error::IOError`] of the kind `InvalidInput` if the range has more than [`MAX_VECTORS`]
 ///   segments, or `OutOfMemory` if an allocation fails.
 /// - [`Error::IOError`] with the error of the system if a page of a Xen guest cannot be mapped. A
@@ -66,7 +68,7 @@ pub fn io_vectors<'a, M: GuestMemory + ?Sized>(
     access: Permissions,
 ) -> Result<IoVectors<'a, BS<'a, M::Bitmap>, impl Sized + 'a>> {
     if access == Permissions::No {
-        return Err(Error::HostAddressNotAvailable);
+        return Err(not_created_for("range", access, access));
     }
     let mut slices = bounded_slices(memory, addr, count, access)?;
     let mut segments = Segments::new(access);

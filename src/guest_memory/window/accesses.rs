@@ -20,7 +20,8 @@ use crate::bytes::Bytes;
 use crate::convert::{to_u64, to_usize};
 use crate::guest_memory::bytes::located;
 use crate::guest_memory::{
-    Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, Permissions, Result,
+    not_created_for, Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, Permissions,
+    Result,
 };
 use crate::io::{ReadVolatile, WriteVolatile};
 use crate::value::{is_register_sized, AtomicAccess, ByteValued};
@@ -106,8 +107,8 @@ impl<M: GuestMemory + ?Sized> Window<'_, M> {
 ///
 /// An access that starts past the end returns [`Error::InvalidBackendAddress`]. One that passes the
 /// end moves the bytes before it; see [`Bytes`] for how each method reports that. An access that
-/// the window was not created for returns [`Error::HostAddressNotAvailable`]. An access with an
-/// empty buffer needs no permission, and may start anywhere.
+/// the window was not created for returns [`Error::IOError`] of the kind `PermissionDenied`. An
+/// access with an empty buffer needs no permission, and may start anywhere.
 impl<M: GuestMemory + ?Sized> Bytes<usize> for Window<'_, M> {
     type E = Error;
 
@@ -242,7 +243,7 @@ impl<'m, M: GuestMemory + ?Sized> GuestMemory for ByAddress<'_, 'm, M> {
         access: Permissions,
     ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>> {
         if !self.permits(access) {
-            return Err(Error::HostAddressNotAvailable);
+            return Err(not_created_for("window", self.0.access, access));
         }
         Ok(Slices {
             window: self.0,

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use super::generation::SeenGeneration;
 use super::hold::{hold_for, TranslationHold};
 use super::GuestMemorySliceIterator as _;
-use super::{bounded_slices, Error, GuestAddress, GuestMemory, Permissions, Result};
+use super::{
+    bounded_slices, not_created_for, Error, GuestAddress, GuestMemory, Permissions, Result,
+};
 use crate::bitmap::{mark_each, Bitmap as _, BS};
 use crate::volatile_memory::{HeldSlice, Hold, VolatileSlice};
 
@@ -215,7 +217,7 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
             return Ok(());
         }
         if access == Permissions::No {
-            return Err(Error::HostAddressNotAvailable);
+            return Err(not_created_for("window", access, access));
         }
         self.hold = Some(hold_for(memory, [(addr, len)], access)?);
         let mut gathered = 0usize;

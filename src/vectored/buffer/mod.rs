@@ -10,9 +10,12 @@ use super::segments::{too_many, Segments};
 use super::MAX_VECTORS;
 use crate::bitmap::BS;
 use crate::guest_memory::{
-    bounded_slices, hold_for, Error, GuestAddress, GuestMemory, IntoMap, Permissions, Result,
-    TranslationHold,
+    bounded_slices, hold_for, not_created_for, Error, GuestAddress, GuestMemory, IntoMap,
+    Permissions, Result, TranslationHold,
 };
+
+/// The name of an [`IoBuffer`] in error messages.
+const BUFFER: &str = "buffer";
 
 /// Ranges of guest memory for I/O, such as the descriptors of one virtio request.
 ///
@@ -247,7 +250,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// # Errors
     ///
     /// - the error of [`GuestMemory::get_slices`] if any byte of a range is not accessible;
-    /// - [`Error::HostAddressNotAvailable`] if the buffer was created for [`Permissions::No`];
+    /// - [`Error::IOError`] of the kind `PermissionDenied` if the buffer was created for
+    ///   [`Permissions::No`];
     /// - [`Error::GuestAddressOverflow`] if the buffer would have more than `usize::MAX` bytes;
     /// - [`Error::IOError`] of the kind `InvalidInput` if the buffer would have more segments than
     ///   its [limit](Self::set_segment_limit), or `OutOfMemory` if an allocation fails;
@@ -265,7 +269,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     {
         let access = self.segments.access();
         if access == Permissions::No {
-            return Err(Error::HostAddressNotAvailable);
+            return Err(not_created_for(BUFFER, access, access));
         }
         // SAFETY: `self.memory` keeps the object at this address alive and in place until it is
         // dropped. `self.segments` is dropped before it (see the fields of `IoBuffer`).

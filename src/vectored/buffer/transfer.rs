@@ -2,8 +2,8 @@
 
 use std::os::fd::AsFd;
 
-use super::IoBuffer;
-use crate::guest_memory::{Error, GuestMemory, Permissions, Result};
+use super::{IoBuffer, BUFFER};
+use crate::guest_memory::{not_created_for, Error, GuestMemory, Permissions, Result};
 use crate::vectored::system_call::{FilePosition, Transfer};
 
 impl<M: GuestMemory + 'static> IoBuffer<M> {
@@ -11,7 +11,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    /// Returns [`Error::IOError`] of the kind `PermissionDenied` if the buffer was not created for
     /// [`Permissions::Read`] or `ReadWrite`: the memory may permit only writes. Returns an error if
     /// the first byte cannot be accessed, for example because its file was truncated. Bytes after
     /// one that cannot be accessed are not copied; see [`fault`](crate::fault).
@@ -26,7 +26,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    /// Returns [`Error::IOError`] of the kind `PermissionDenied` if the buffer was not created for
     /// [`Permissions::Write`] or `ReadWrite`. Returns an error if the first byte cannot be
     /// accessed, for example because its file was truncated. Bytes after one that cannot be
     /// accessed are not copied; see [`fault`](crate::fault).
@@ -40,7 +40,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
         if self.segments.access().allow(access) {
             Ok(())
         } else {
-            Err(Error::HostAddressNotAvailable)
+            Err(not_created_for(BUFFER, self.segments.access(), access))
         }
     }
 
@@ -88,7 +88,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///
     /// # Errors
     ///
-    /// - [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    /// - [`Error::IOError`] of the kind `PermissionDenied` if the buffer was not created for
     ///   [`Permissions::Write`] or `ReadWrite`;
     /// - [`Error::IOError`] with the error of the system call: `EFAULT` if the first page that it
     ///   needs cannot be accessed.
@@ -130,7 +130,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///
     /// # Errors
     ///
-    /// - [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    /// - [`Error::IOError`] of the kind `PermissionDenied` if the buffer was not created for
     ///   [`Permissions::Write`] or `ReadWrite`;
     /// - [`Error::IOError`] with the error of the system call: `EFAULT` if the first page cannot be
     ///   accessed, `EINVAL` if `offset` is larger than any file.
@@ -151,7 +151,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///
     /// # Errors
     ///
-    /// - [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    /// - [`Error::IOError`] of the kind `PermissionDenied` if the buffer was not created for
     ///   [`Permissions::Read`] or `ReadWrite`;
     /// - [`Error::IOError`] with the error of the system call: `EFAULT` if the first page cannot be
     ///   accessed.
@@ -172,7 +172,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///
     /// # Errors
     ///
-    /// - [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    /// - [`Error::IOError`] of the kind `PermissionDenied` if the buffer was not created for
     ///   [`Permissions::Read`] or `ReadWrite`;
     /// - [`Error::IOError`] with the error of the system call: `EFAULT` if the first page cannot be
     ///   accessed, `EINVAL` if `offset` is larger than any file.
@@ -233,7 +233,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// with their number, and marks their pages. [`complete_front`](Self::complete_front) removes
     /// them. The next call then returns the error itself, if it persists. Otherwise returns:
     ///
-    /// - [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    /// - [`Error::IOError`] of the kind `PermissionDenied` if the buffer was not created for
     ///   [`Permissions::Write`] or `ReadWrite`;
     /// - [`Error::IOError`] with the error of the system call, or of the kind `UnexpectedEof` at
     ///   the end of the stream.
@@ -251,7 +251,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// repeated after `EINTR`. An empty buffer makes no call.
     ///
     /// Marks the pages of the bytes read dirty, and keeps the bytes in the buffer. A device reports
-    /// [`len`](Self::len) bytes, and drops or [clears](Self::clear) the buffer.
+    /// [`len`](Self::len) bytes, and those that it removed before. It then drops or
+    /// [clears](Self::clear) the buffer.
     ///
     /// # Examples
     ///
@@ -278,7 +279,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// If some bytes were read before the transfer ended early, returns [`Error::PartialBuffer`]
     /// with their number. Otherwise returns:
     ///
-    /// - [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    /// - [`Error::IOError`] of the kind `PermissionDenied` if the buffer was not created for
     ///   [`Permissions::Write`] or `ReadWrite`;
     /// - [`Error::IOError`] with the error of the system call, or of the kind `UnexpectedEof` at
     ///   the end of the file.
@@ -327,7 +328,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// them. The next call then returns the error itself, if it persists, such as `EAGAIN`.
     /// Otherwise returns:
     ///
-    /// - [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    /// - [`Error::IOError`] of the kind `PermissionDenied` if the buffer was not created for
     ///   [`Permissions::Read`] or `ReadWrite`;
     /// - [`Error::IOError`] with the error of the system call, or of the kind `WriteZero` if it
     ///   writes nothing.
@@ -350,7 +351,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// If some bytes were written before the transfer ended early, returns
     /// [`Error::PartialBuffer`] with their number. Otherwise returns:
     ///
-    /// - [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    /// - [`Error::IOError`] of the kind `PermissionDenied` if the buffer was not created for
     ///   [`Permissions::Read`] or `ReadWrite`;
     /// - [`Error::IOError`] with the error of the system call, or of the kind `WriteZero` if it
     ///   writes nothing.

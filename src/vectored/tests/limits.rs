@@ -99,7 +99,7 @@ fn io_vectors_of_more_segments_than_one_call_takes_return_error() {
 #[test]
 fn io_buffer_copies_need_their_permission() {
     let memory = Arc::new(regions(2));
-    let refused = |result| matches!(result, Err(Error::HostAddressNotAvailable));
+    let refused = |result| is_refused_by_buffer(&result);
     for (access, reads, writes) in [
         (Permissions::Read, true, false),
         (Permissions::Write, false, true),

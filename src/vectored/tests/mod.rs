@@ -34,6 +34,15 @@ fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 7 + i / 256) as u8).collect()
 }
 
+/// Returns whether a buffer was used for an access that it was not created for.
+fn is_refused_by_buffer<T>(result: &Result<T>) -> bool {
+    let Err(Error::IOError(error)) = result else {
+        return false;
+    };
+    let names_permissions = error.to_string().contains(" with Permissions::");
+    error.kind() == ErrorKind::PermissionDenied && names_permissions
+}
+
 /// Returns the addresses of the dirty regions, and makes them clean.
 fn dirty(memory: &Memory) -> Vec<u64> {
     memory
