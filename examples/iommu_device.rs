@@ -45,6 +45,14 @@ fn main() -> Result<()> {
     drop(request);
     invalidation.wait(Instant::now() + TIMEOUT)?;
 
+    // A device that emulates the IOMMU of the guest refuses to map addresses that are mapped.
+    let domain = SharedIotlb::unmerged();
+    let addresses = page..=GuestAddress(0x9000_1fff);
+    domain.map_range(addresses.clone(), GuestAddress(0), Permissions::Read)?;
+    let refused = domain.map_range(page..=page, GuestAddress(0), Permissions::Read);
+    println!("{}", refused.err().ok_or("the page is mapped twice")?);
+    domain.unmap(addresses)?.wait(Instant::now() + TIMEOUT)?;
+
     // An explanation does not ask the front end.
     let refusal = memory.explain(page, 0x10, Permissions::Read);
     println!("{}", refusal.ok_or("the page is mapped")?);

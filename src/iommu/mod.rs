@@ -85,7 +85,7 @@ pub use crate::retired::ReadersRemain;
 pub use asking::{AskingIommu, MappingSource};
 pub use counters::IotlbCounters;
 pub use error::{Error, IotlbFails, IovaRange, MappedRange};
-pub use iotlb::{CutMapping, Iotlb, IotlbIterator, Mapping, Mappings};
+pub use iotlb::{CutMapping, Iotlb, IotlbIterator, MapError, Mapping, Mappings};
 pub use kind::ErrorKind;
 pub use marking::{ByGuestAddress, ByIova, MarkedIommuMemory, Marking};
 pub use memory::IommuMemory;

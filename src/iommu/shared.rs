@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::counters::LookupCounters;
-use super::iotlb::{last_of, span_at, span_of, Priority};
+use super::iotlb::{span_at, span_of, NewMapping, Priority};
 use super::mapping_table::Span;
 use super::snapshots::{Replay, Snapshot, Snapshots};
-use super::{CutMapping, Error, Iommu, Iotlb, IotlbCounters, IotlbFails, IotlbIterator, Mappings};
+use super::{
+    CutMapping, Error, Iommu, Iotlb, IotlbCounters, IotlbFails, IotlbIterator, MapError, Mappings,
+};
 use crate::guest_memory::{Generation, GuestAddress, Permissions, TranslationHold};
 use crate::retired::sync::Guard;
 use crate::retired::{wait_until_unread, ReadersRemain, Version as _};
@@ -91,8 +93,10 @@ struct Inner {
 /// A change of an IOTLB.
 #[derive(Debug)]
 pub(super) enum Update {
-    /// Maps addresses, and evicts mappings in the range that has priority last.
-    Map(GuestAddress, GuestAddress, usize, Permissions, Option<Span>),
+    /// Maps addresses, and replaces existing mappings.
+    Set(NewMapping),
+    /// Maps addresses, unless one of them is mapped.
+    Map(NewMapping),
     Invalidate(Option<Span>),
     /// Removes the mappings of a range, unless it cuts one.
     Unmap(Option<Span>),
@@ -104,7 +108,7 @@ pub(super) enum Update {
 /// The reason why a change of an IOTLB was refused.
 #[derive(Debug)]
 pub(super) enum RefusedUpdate {
-    Map(Error),
+    Map(MapError),
     Unmap(CutMapping),
 }
 
@@ -115,10 +119,8 @@ impl Replay for Iotlb {
     fn apply(&mut self, update: &Update) -> Result<(), RefusedUpdate> {
         match *update {
             Update::Count(ref counters) => self.count_in(Arc::clone(counters)),
-            Update::Map(iova, map_to, length, permissions, wanted) => {
-                let mapped = self.map(iova, map_to, length, permissions, wanted);
-                return mapped.map_err(RefusedUpdate::Map);
-            }
+            Update::Set(ref new) => self.set(new),
+            Update::Map(ref new) => return self.set_free(new).map_err(RefusedUpdate::Map),
             Update::Unmap(span) => return self.unmap_span(span).map_err(RefusedUpdate::Unmap),
             Update::Invalidate(None) => {}
             Update::Invalidate(Some(span)) => self.invalidate(span),
@@ -137,9 +139,10 @@ impl Replay for Iotlb {
     }
 
     fn resolves(update: &Update) -> Option<(u64, u64, u8)> {
-        match *update {
-            Update::Map(iova, _, length, permissions, _) => {
-                Some((iova.0, last_of(iova.0, length)?, permissions.bits()))
+        match update {
+            Update::Set(new) | Update::Map(new) => {
+                let Span { first, last } = new.range;
+                Some((first, last, new.permissions.bits()))
             }
             _ => None,
         }
@@ -226,11 +229,47 @@ impl SharedIotlb {
         length: usize,
         perm: Permissions,
     ) -> Result<Invalidation, Error> {
-        // Determined once, before the update: both tables apply the same update.
-        let wanted = self.snapshot().mapping_arrives(iova, length);
-        match self.apply(Update::Map(iova, map_to, length, perm, wanted)) {
+        // Checked once, before the update: both tables apply the same update.
+        let new = self.snapshot().announce(iova, map_to, length, perm)?;
+        Ok(self.update(new.map_or(Update::Invalidate(None), Update::Set)))
+    }
+
+    /// Maps a range of addresses to those at `target`, unless one of them is mapped already. See
+    /// [`Iotlb::map_range`].
+    ///
+    /// No other change comes between the check and the mapping. Nothing is removed, so there is no
+    /// invalidation to wait for.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`Iotlb::map_range`]. The IOTLB is then unchanged.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::iommu::{MapError, SharedIotlb};
+    /// use vm_memory::{GuestAddress, Permissions};
+    ///
+    /// let iotlb = SharedIotlb::unmerged();
+    /// let at = GuestAddress;
+    /// iotlb.map_range(at(0x1000)..=at(0x1fff), at(0x9000), Permissions::Read)?;
+    /// let error = iotlb.map_range(at(0)..=at(u64::MAX), at(0), Permissions::Read).unwrap_err();
+    /// assert!(matches!(error, MapError::Overlap { mapping } if mapping.first == at(0x1000)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias = "VIRTIO_IOMMU_T_MAP")]
+    pub fn map_range(
+        &self,
+        range: impl RangeBounds<GuestAddress>,
+        target: GuestAddress,
+        permissions: Permissions,
+    ) -> Result<(), MapError> {
+        let new = self
+            .snapshot()
+            .announce_range(&range, target, permissions)?;
+        match self.apply(Update::Map(new)) {
             Err(RefusedUpdate::Map(error)) => Err(error),
-            outcome => Ok(outcome.unwrap_or_else(|_| self.all_readers())),
+            _ => Ok(()),
         }
     }
 

@@ -4,7 +4,7 @@ use std::iter::FusedIterator;
 use std::ops::{Bound, Deref, RangeBounds};
 
 use super::super::widest;
-use super::{Iotlb, IovaMapping, Position, Span};
+use super::{Iotlb, IovaMapping, NewMapping, Position, Span};
 use crate::guest_memory::{GuestAddress, Permissions};
 
 /// A mapping of an IOTLB.
@@ -54,6 +54,37 @@ impl Mapping {
 pub struct CutMapping {
     /// The mapping, which the range contains only in part.
     pub mapping: Mapping,
+}
+
+/// The error of a map request. Nothing was mapped.
+///
+/// # Examples
+///
+/// See [`Iotlb::map_range`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MapError {
+    /// An address of the range is mapped.
+    ///
+    /// A virtio-iommu device responds with `VIRTIO_IOMMU_S_INVAL`.
+    #[error(
+        "the range has addresses of the mapping 0x{:x}-0x{:x}; unmap that mapping first",
+        .mapping.first.0,
+        .mapping.last.0
+    )]
+    Overlap {
+        /// The first mapping in the range.
+        mapping: Mapping,
+    },
+    /// The range has no addresses: its last one is below its first one.
+    #[error("the range to map is empty; its last address must not be below its first address")]
+    Empty,
+    /// The target of the range passes 2^64.
+    #[error("the target 0x{:x} of the range passes the end of the address space", .target.0)]
+    TargetPastTheEnd {
+        /// The guest physical address that the first address was to be mapped to.
+        target: GuestAddress,
+    },
 }
 
 /// An iterator over the mappings of a range, in the order of their addresses.
@@ -153,9 +184,6 @@ impl Iotlb {
     ///
     /// # Examples
     ///
-    /// A virtio-iommu device refuses a map request for addresses that are mapped (virtio
-    /// specification, "MAP request"):
-    ///
     /// ```
     /// use vm_memory::{GuestAddress, Iotlb, Permissions};
     ///
@@ -170,6 +198,90 @@ impl Iotlb {
     /// ```
     pub fn mappings(&self, range: impl RangeBounds<GuestAddress>) -> Mappings<&Self> {
         Mappings::new(self, &range)
+    }
+
+    /// Maps a range of addresses to those at `target`, unless one of them is mapped already.
+    ///
+    /// This is the map request of virtio-iommu (virtio specification, "MAP request"). The range has
+    /// a first and a last address, which the guest chooses, and may be all addresses.
+    ///
+    /// Use it on an IOTLB that is [unmerged](Self::unmerged), as [`unmap`](Self::unmap) requires,
+    /// and without a [bound](Self::set_bound), which evicts mappings.
+    ///
+    /// # Errors
+    ///
+    /// Leaves the IOTLB unchanged, and returns
+    ///
+    /// - [`MapError::Empty`] if the range has no addresses,
+    /// - [`MapError::TargetPastTheEnd`] if the range at `target` passes 2^64, or
+    /// - [`MapError::Overlap`] with the first mapping that has an address of the range.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::iommu::MapError;
+    /// use vm_memory::{GuestAddress, Iotlb, Permissions};
+    ///
+    /// let mut iotlb = Iotlb::unmerged();
+    /// let at = GuestAddress;
+    /// let mut map = |virt_start, virt_end, phys_start| {
+    ///     iotlb.map_range(at(virt_start)..=at(virt_end), at(phys_start), Permissions::ReadWrite)
+    /// };
+    /// map(0x1000, 0x2fff, 0x9000)?;
+    /// match map(0x2000, 0x3fff, 0xa000) {
+    ///     Err(MapError::Overlap { mapping }) => {
+    ///         assert_eq!((mapping.first, mapping.last), (at(0x1000), at(0x2fff)));
+    ///     }
+    ///     other => panic!("{other:?}"),
+    /// }
+    /// // The numbers of a request may be anything.
+    /// assert_eq!(map(0x5000, 0x4fff, 0), Err(MapError::Empty));
+    /// assert!(map(0x5000, u64::MAX, 0x5001).is_err());
+    /// # Ok::<(), MapError>(())
+    /// ```
+    #[doc(alias = "VIRTIO_IOMMU_T_MAP")]
+    pub fn map_range(
+        &mut self,
+        range: impl RangeBounds<GuestAddress>,
+        target: GuestAddress,
+        permissions: Permissions,
+    ) -> Result<(), MapError> {
+        let new = self.announce_range(&range, target, permissions)?;
+        self.set_free(&new)
+    }
+
+    /// Checks the arguments of [`map_range`](Self::map_range).
+    pub(in crate::iommu) fn announce_range(
+        &self,
+        range: &impl RangeBounds<GuestAddress>,
+        target: GuestAddress,
+        permissions: Permissions,
+    ) -> Result<NewMapping, MapError> {
+        let range = span_of(range).ok_or(MapError::Empty)?;
+        let wanted = self.mapping_arrives(range);
+        let more = range.last.saturating_sub(range.first);
+        if target.0.checked_add(more).is_none() {
+            return Err(MapError::TargetPastTheEnd { target });
+        }
+        Ok(NewMapping {
+            range,
+            target,
+            permissions,
+            wanted,
+        })
+    }
+
+    /// Sets a mapping, unless one of its addresses is mapped already.
+    pub(in crate::iommu) fn set_free(&mut self, new: &NewMapping) -> Result<(), MapError> {
+        let Span { first, last } = new.range;
+        let range = GuestAddress(first)..=GuestAddress(last);
+        match self.mappings(range).next() {
+            Some(mapping) => Err(MapError::Overlap { mapping }),
+            None => {
+                self.set(new);
+                Ok(())
+            }
+        }
     }
 
     /// Removes the mappings of a range of addresses.

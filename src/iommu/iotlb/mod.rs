@@ -24,7 +24,7 @@ use crate::guest_memory::{GuestAddress, Permissions};
 
 pub use iterator::IotlbIterator;
 pub(super) use mappings::span_of;
-pub use mappings::{CutMapping, Mapping, Mappings};
+pub use mappings::{CutMapping, MapError, Mapping, Mappings};
 pub(super) use priority::{Priority, TRIES};
 
 /// The cached mappings of an IOMMU: I/O virtual address ranges and their guest physical addresses.
@@ -100,6 +100,16 @@ pub struct Iotlb {
     observed: bool,
     /// Whether mappings that continue each other stay apart.
     unmerged: bool,
+}
+
+/// A mapping that is to be set. Its ranges do not pass 2^64.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewMapping {
+    pub(super) range: Span,
+    pub(super) target: GuestAddress,
+    pub(super) permissions: Permissions,
+    /// The range that has priority. Mappings in it are evicted last.
+    pub(super) wanted: Option<Span>,
 }
 
 impl Clone for Iotlb {
@@ -248,7 +258,8 @@ impl Iotlb {
 
     /// Maps the `length` addresses at `iova` to those at `map_to`, with the permissions `perm`.
     ///
-    /// Replaces existing mappings of these addresses. Does nothing if `length` is 0.
+    /// Replaces existing mappings of these addresses. Does nothing if `length` is 0. For a map
+    /// request of virtio-iommu, which replaces nothing, use [`map_range`](Self::map_range).
     ///
     /// # Errors
     ///
@@ -262,41 +273,60 @@ impl Iotlb {
         length: usize,
         perm: Permissions,
     ) -> Result<(), Error> {
-        let wanted = self.mapping_arrives(iova, length);
-        self.map(iova, map_to, length, perm, wanted)
+        if let Some(new) = self.announce(iova, map_to, length, perm)? {
+            self.set(&new);
+        }
+        Ok(())
     }
 
-    /// Records that the `length` addresses at `iova` will be mapped.
+    /// Checks the arguments of [`set_mapping`](Self::set_mapping).
     ///
-    /// Returns the range that has priority.
+    /// Returns `None` if there is nothing to map.
     #[inline]
-    pub(super) fn mapping_arrives(&self, iova: GuestAddress, length: usize) -> Option<Span> {
-        self.priority.as_ref()?.mapping_arrives(iova, length)
-    }
-
-    /// Maps addresses as [`set_mapping`](Self::set_mapping) does, and evicts mappings in the range
-    /// that has priority last.
-    pub(super) fn map(
-        &mut self,
+    pub(super) fn announce(
+        &self,
         iova: GuestAddress,
         map_to: GuestAddress,
         length: usize,
-        perm: Permissions,
-        wanted: Option<Span>,
-    ) -> Result<(), Error> {
+        permissions: Permissions,
+    ) -> Result<Option<NewMapping>, Error> {
+        // A mapping of 0 addresses arrives like one of a single address.
+        let range = span_at(iova, length.max(1)).unwrap_or(Span { first: 0, last: 0 });
+        let wanted = self.mapping_arrives(range);
         if length == 0 {
-            return Ok(());
+            return Ok(None);
         }
-        let first = iova.0;
-        let Some(last) = last_of(first, length) else {
+        if last_of(iova.0, length).is_none() {
             return Err(passes_the_end(iova, length));
-        };
+        }
         if last_of(map_to.0, length).is_none() {
             return Err(target_passes_the_end(iova, map_to, length));
         }
+        Ok(Some(NewMapping {
+            range,
+            target: map_to,
+            permissions,
+            wanted,
+        }))
+    }
+
+    /// Records that a range will be mapped. Returns the range that has priority.
+    #[inline]
+    pub(super) fn mapping_arrives(&self, range: Span) -> Option<Span> {
+        self.priority.as_ref()?.mapping_arrives(range)
+    }
+
+    /// Sets a mapping, and replaces existing mappings of its addresses.
+    pub(super) fn set(&mut self, new: &NewMapping) {
+        let NewMapping {
+            range: Span { first, last },
+            target,
+            permissions: perm,
+            wanted,
+        } = *new;
         let age = self.next_age;
         self.next_age = self.next_age.wrapping_add(1);
-        let new = IovaMapping::new(first, last, map_to.0.wrapping_sub(first), perm, age);
+        let new = IovaMapping::new(first, last, target.0.wrapping_sub(first), perm, age);
         if self
             .evicted
             .is_some_and(|evicted| self.makes_doubtful(&evicted, &new))
@@ -307,7 +337,7 @@ impl Iotlb {
             // The common case takes one search.
             self.mappings.insert_after(position, new);
             self.evict(wanted);
-            return Ok(());
+            return;
         }
 
         self.remove(first, last);
@@ -334,7 +364,6 @@ impl Iotlb {
                 .insert(IovaMapping::new(start, end, new.offset, perm, age));
         }
         self.evict(wanted);
-        Ok(())
     }
 
     /// Removes the mappings of the `length` addresses at `iova`.

@@ -24,7 +24,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::super::mapping_table::Span;
-use crate::guest_memory::GuestAddress;
 
 /// The number of failed lookups without progress after which a range is refused.
 pub(in crate::iommu) const TRIES: u32 = 32;
@@ -142,20 +141,17 @@ impl Priority {
         }
     }
 
-    /// Records that the `length` addresses at `iova` will be mapped. `length` may be 0.
+    /// Records that a range will be mapped.
     ///
     /// Returns the range whose mappings are evicted last.
-    pub(super) fn mapping_arrives(&self, iova: GuestAddress, length: usize) -> Option<Span> {
+    pub(super) fn mapping_arrives(&self, range: Span) -> Option<Span> {
         if self.key.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        let first = iova.0;
-        let more = u64::try_from(length.saturating_sub(1)).unwrap_or(u64::MAX);
-        let last = first.saturating_add(more);
         let mut state = self.state();
         let failed = state.first.as_mut()?;
-        // A mapping of 0 addresses counts as one, and so does a mapping that is refused.
-        failed.mapped |= failed.range.overlaps(Span { first, last });
+        // A mapping that is then refused also counts.
+        failed.mapped |= failed.range.overlaps(range);
         Some(failed.range)
     }
 

@@ -54,6 +54,116 @@ proptest! {
     }
 }
 
+proptest! {
+    /// The model is a list of mappings, each of which is compared with each range.
+    #[test]
+    fn map_range_and_unmap_of_random_ranges_agree_with_list(
+        requests in prop::collection::vec((0u64..60, 0u64..6, 0usize..4, any::<bool>()), 0..100),
+        at_top in any::<bool>(),
+    ) {
+        let base = if at_top { 0u64.wrapping_sub(64) } else { 0 };
+        let (shared, mut plain) = (SharedIotlb::unmerged(), Iotlb::unmerged());
+        let mut list: Vec<Mapping> = Vec::new();
+        for (from, count, perm, maps) in requests {
+            let first = GuestAddress(base + from);
+            // Empty if `count` is 0, except at the start of the address space.
+            let last = GuestAddress(base.wrapping_add(from + count).wrapping_sub(1));
+            let (target, permissions) = (GuestAddress(from), [No, Read, Write, ReadWrite][perm]);
+            let is_range = first <= last;
+            let within = |it: &&Mapping| is_range && it.first <= last && first <= it.last;
+            let expected = list.iter().find(within).copied();
+            if maps {
+                let results = [
+                    shared.map_range(first..=last, target, permissions),
+                    plain.map_range(first..=last, target, permissions),
+                ];
+                let expected = match expected {
+                    _ if first > last => Err(MapError::Empty),
+                    _ if last.0 - first.0 > u64::MAX - target.0 => {
+                        Err(MapError::TargetPastTheEnd { target })
+                    }
+                    Some(mapping) => Err(MapError::Overlap { mapping }),
+                    None => Ok(()),
+                };
+                prop_assert_eq!(results, [expected; 2]);
+                if expected.is_ok() {
+                    list.push(Mapping { first, last, target, permissions });
+                    list.sort_by_key(|mapping| mapping.first);
+                }
+            } else {
+                let contains = |it: &Mapping| first <= it.first && it.last <= last;
+                let cut = list.iter().filter(within).find(|it| !contains(it)).copied();
+                let cut = cut.map(|mapping| CutMapping { mapping });
+                prop_assert_eq!(shared.unmap(first..=last).map(drop).err(), cut);
+                prop_assert_eq!(plain.unmap(first..=last).err(), cut);
+                if cut.is_none() {
+                    list.retain(|it| !contains(it));
+                }
+            }
+            prop_assert_eq!(shared.mappings(..).collect::<Vec<_>>(), list.clone());
+            prop_assert_eq!(plain.mappings(..).collect::<Vec<_>>(), list.clone());
+        }
+    }
+}
+
+#[test]
+fn map_range_of_all_addresses_succeeds_and_of_mapped_address_returns_its_mapping() {
+    let iotlb = SharedIotlb::new();
+    iotlb.map_range(.., GuestAddress(0), ReadWrite).unwrap();
+    let version = iotlb.snapshot().version();
+    let all = iotlb.mappings(..).next().unwrap();
+    assert_eq!((all.first.0, all.last.0), (0, u64::MAX));
+    for range in [0..=0, u64::MAX..=u64::MAX, 0..=u64::MAX] {
+        let range = GuestAddress(*range.start())..=GuestAddress(*range.end());
+        let error = iotlb.map_range(range, GuestAddress(0), Read).unwrap_err();
+        assert_eq!(error, MapError::Overlap { mapping: all });
+        let text = "the range has addresses of the mapping 0x0-0xffffffffffffffff; unmap that \
+                    mapping first";
+        assert_eq!(error.to_string(), text);
+    }
+    let target = GuestAddress(1);
+    let error = iotlb.map_range(.., target, Read).unwrap_err();
+    assert_eq!(error, MapError::TargetPastTheEnd { target });
+    assert_eq!(
+        iotlb.snapshot().version(),
+        version,
+        "a refused map is not a change"
+    );
+}
+
+/// Each range is mapped by the thread whose request comes first, and by no other one.
+#[test]
+fn map_range_by_several_threads_maps_each_range_once() {
+    const RANGES: u64 = 200;
+    let iotlb = SharedIotlb::unmerged();
+    let mapped: u64 = std::thread::scope(|scope| {
+        let map_all = |thread: u64| {
+            let map = |number: &u64| {
+                // Overlaps the ranges before and after it.
+                let first = GuestAddress(number * 10);
+                let range = first..=GuestAddress(first.0 + 9 + thread % 2);
+                iotlb
+                    .map_range(range, GuestAddress(thread << 32), Read)
+                    .is_ok()
+            };
+            (0..RANGES).filter(map).count() as u64
+        };
+        let threads: Vec<_> = (0..4).map(|n| scope.spawn(move || map_all(n))).collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .sum()
+    });
+    let mappings: Vec<_> = iotlb.mappings(..).collect();
+    assert_eq!(mappings.len() as u64, mapped);
+    for pair in mappings.windows(2) {
+        assert!(pair[0].last < pair[1].first);
+    }
+    // Each mapping is whole: no other one has replaced a part of it.
+    let whole = |it: &Mapping| it.last.0 - it.first.0 == 9 + (it.target.0 >> 32) % 2;
+    assert!(mappings.iter().all(whole));
+}
+
 #[test]
 fn mappings_of_each_kind_of_range_are_those_within() {
     let mut iotlb = Iotlb::unmerged();
