@@ -107,11 +107,7 @@ fn marks_and_harvests_make_no_system_call() {
     let mut dirty = DirtyMemory::new();
     // The first harvest allocates the buffers.
     dirty.harvest(&memory);
-    let log = LogWords {
-        start: GuestAddress(0x2000),
-        words: &[0b101],
-        page_size: page,
-    };
+    let log = LogWords::new(GuestAddress(0x2000), &[0b101], page);
     let result = without_system_calls(|| {
         memory.write_obj(1u64, GuestAddress(0x1000)).unwrap();
         DirtyMemory::mark(&memory, &log);

@@ -81,10 +81,12 @@ fn check_harvest(
     }
     let logs: Vec<_> = logs
         .iter()
-        .map(|(from, words, size)| LogWords {
-            start: GuestAddress(from * PAGE as u64),
-            words,
-            page_size: NonZeroUsize::new(size * PAGE).unwrap(),
+        .map(|(from, words, size)| {
+            LogWords::new(
+                GuestAddress(from * PAGE as u64),
+                words,
+                NonZeroUsize::new(size * PAGE).unwrap(),
+            )
         })
         .collect();
 
@@ -163,11 +165,7 @@ fn harvest_with_logs_of_memory_without_bitmaps_returns_logs() {
         let memory = GuestMemoryMmap::<B>::from_ranges(&[(GuestAddress(0x1000), 0x2000)]).unwrap();
         memory.write_obj(1u8, GuestAddress(0x1000)).unwrap();
         let mut dirty = DirtyMemory::new();
-        let log = LogWords {
-            start: GuestAddress(0),
-            words: &[0b100],
-            page_size: NonZeroUsize::new(PAGE).unwrap(),
-        };
+        let log = LogWords::new(GuestAddress(0), &[0b100], NonZeroUsize::new(PAGE).unwrap());
         dirty.harvest_with(&memory, &[log]);
         dirty.runs().collect()
     }
@@ -294,11 +292,7 @@ fn put_back_while_tracking_is_off_marks() {
 #[test]
 fn add_log_before_harvest_is_kept_across_region_change() {
     let page_size = NonZeroUsize::new(PAGE).unwrap();
-    let log = |words| LogWords {
-        start: GuestAddress(0),
-        words,
-        page_size,
-    };
+    let log = |words| LogWords::new(GuestAddress(0), words, page_size);
     let small = memory(&[(0, 4, 1), (8, 4, 1)]);
     let mut dirty = DirtyMemory::new();
     dirty.add_log(&small, &log(&[0b1000_1001_0000_0010]));
@@ -334,11 +328,7 @@ proptest! {
         let other = start + first as u64 + gap;
         let memory = memory(&[(start, first, factors.0), (other, second, factors.1)]);
         DirtyMemory::set_tracking(&memory, tracking);
-        let log = LogWords {
-            start: GuestAddress(from * PAGE as u64),
-            words: &words,
-            page_size: NonZeroUsize::new(log_page).unwrap(),
-        };
+        let log = LogWords::new(GuestAddress(from * PAGE as u64), &words, NonZeroUsize::new(log_page).unwrap());
         let (mut marked, mut with) = (DirtyMemory::new(), DirtyMemory::new());
         with.harvest_with(&memory, &[log]);
         DirtyMemory::mark(&memory, &log);

@@ -64,8 +64,8 @@ impl Checked {
     }
 
     fn apply(&mut self, operation: &Operation, base: u64, other: &Self) {
-        let range = |at: u64, len: usize| {
-            let end = u128::from(base + at) + len as u128;
+        let range = |at: u64, len: u64| {
+            let end = u128::from(base + at) + u128::from(len);
             (GuestAddress(base + at), u128::from(base + at)..end)
         };
         let blocks = other.blocks();
@@ -170,11 +170,11 @@ impl Checked {
                 }
             }
         }
-        let words = LogWords {
-            start: GuestAddress(start),
-            words: &log.words,
-            page_size: NonZeroUsize::new(log.blocks * BLOCK).unwrap(),
-        };
+        let words = LogWords::new(
+            GuestAddress(start),
+            &log.words,
+            NonZeroUsize::new(log.blocks * BLOCK).unwrap(),
+        );
         let mut missing = Vec::new();
         let found = self.set.insert_iova_log(&iotlb, &words, |range| {
             let end = range.base.0 + (range.length as u64 - block);
@@ -228,8 +228,8 @@ impl Checked {
 
 #[derive(Clone, Debug)]
 enum Operation {
-    InsertRange(u64, usize),
-    RemoveRange(u64, usize),
+    InsertRange(u64, u64),
+    RemoveRange(u64, u64),
     InsertAll,
     Clear,
     Union,
@@ -294,12 +294,12 @@ fn operation() -> impl Strategy<Value = Operation> {
         prop_oneof![1 => 0..80 * PAGE_U64, 4 => block]
     };
     let len = || {
-        let blocks = |most: usize| (0..most).prop_map(|block| block * BLOCK);
+        let blocks = |most: u64| (0..most).prop_map(|block| block * BLOCK as u64);
         prop_oneof![
-            2 => 0..20 * PAGE,
+            2 => 0..20 * PAGE_U64,
             6 => blocks(50),
             2 => blocks(300),
-            1 => Just(usize::MAX),
+            1 => Just(u64::MAX),
         ]
     };
     prop_oneof![
@@ -358,10 +358,10 @@ fn eq_of_same_addresses_in_other_regions_and_page_sizes_is_true() {
 fn difference_with_page_covered_by_two_regions_removes_it() {
     let (mut large, mut small) = (set(&[(0, 2, 16)]), set(&[(0, 1, 8), (0, 1, 8)]));
     large.insert_all();
-    small.insert_range(GuestAddress(0), PAGE);
+    small.insert_range(GuestAddress(0), PAGE_U64);
     large.difference_with(&small);
     assert_eq!(large.total_pages(), 1);
-    small.insert_range(GuestAddress(PAGE_U64), PAGE);
+    small.insert_range(GuestAddress(PAGE_U64), PAGE_U64);
     large.difference_with(&small);
     assert_eq!(large.total_pages(), 0);
 }
@@ -371,7 +371,7 @@ fn operations_on_set_without_regions_add_nothing() {
     let (mut none, mut one) = (DirtyMemory::new(), set(&[(0, 4, 8)]));
     one.insert_all();
     none.insert_all();
-    none.insert_range(GuestAddress(0), PAGE);
+    none.insert_range(GuestAddress(0), PAGE_U64);
     none.union_with(&one);
     assert_eq!(none, DirtyMemory::new());
     one.difference_with(&none);

@@ -81,11 +81,7 @@ fn put_back_of_mapping_in_two_regions_reports_both_to_the_next_harvester() {
 #[test]
 fn add_log_of_mapping_in_two_regions_reports_both() {
     let memory = mapped_twice();
-    let log = LogWords {
-        start: GuestAddress(0xf000),
-        words: &[0b1101],
-        page_size: PAGE_SIZE,
-    };
+    let log = LogWords::new(GuestAddress(0xf000), &[0b1101], PAGE_SIZE);
     let mut dirty = DirtyMemory::new();
     dirty.add_log(&memory, &log);
     let both = [(0x1000, 2 * PAGE), (0x1_1000, 2 * PAGE)];
@@ -132,11 +128,7 @@ fn insert_iova_log_of_mapping_in_two_regions_reports_both() {
     iotlb
         .set_mapping(iova, target, 2 * PAGE, Permissions::Write)
         .unwrap();
-    let log = LogWords {
-        start: GuestAddress(0),
-        words: &[0b110],
-        page_size: PAGE_SIZE,
-    };
+    let log = LogWords::new(GuestAddress(0), &[0b110], PAGE_SIZE);
     let mut unmapped = Vec::new();
     let outside = dirty.insert_iova_log(&iotlb, &log, |range| unmapped.push(range.base.0));
     assert_eq!((outside, unmapped), (0, vec![0x2000]));
@@ -192,14 +184,7 @@ fn check_rounds(parts: Vec<(usize, usize)>, rounds: Vec<Round>) -> Result<(), Te
         }
         // A log of the first region.
         let start = GuestAddress(0);
-        dirty.harvest_with(
-            &memory,
-            &[LogWords {
-                start,
-                words: &[word],
-                page_size: PAGE_SIZE,
-            }],
-        );
+        dirty.harvest_with(&memory, &[LogWords::new(start, &[word], PAGE_SIZE)]);
         expected.extend(
             (0..parts[0].1)
                 .filter(|page| word >> page & 1 == 1)

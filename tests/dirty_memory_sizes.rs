@@ -93,11 +93,8 @@ fn harvest_of_long_region_that_is_not_ram_allocates_nothing_for_it() {
     ];
     let memory = GuestRegionCollection::from_regions(regions).unwrap();
     // A log of all addresses, and one of the long region.
-    let log = |start, words| LogWords {
-        start: GuestAddress(start),
-        words,
-        page_size: NonZeroUsize::new(PAGE).unwrap(),
-    };
+    let log =
+        |start, words| LogWords::new(GuestAddress(start), words, NonZeroUsize::new(PAGE).unwrap());
     let mut dirty = DirtyMemory::new();
     memory
         .find_region(GuestAddress(3 * LONG))

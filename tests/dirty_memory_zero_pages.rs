@@ -24,7 +24,7 @@ fn take_zero_pages_splits_set_by_content() {
     dirty.harvest(&memory);
     dirty.insert_all();
     // The first and the last byte of a page count. A page that is not dirty does not.
-    dirty.remove_range(GuestAddress(0x2000), PAGE);
+    dirty.remove_range(GuestAddress(0x2000), PAGE as u64);
     for addr in [0x1000, 0x2000, 0x47ff, 0x57ff] {
         memory.write_obj(1u8, GuestAddress(addr)).unwrap();
     }

@@ -32,16 +32,13 @@ use crate::page_size::host_page_size;
 /// use vm_memory::GuestAddress;
 ///
 /// let vhost = [0b110u64]; // the back end filled it
-/// let log = LogWords {
-///     start: GuestAddress(0),
-///     words: &vhost,
-///     page_size: NonZeroUsize::new(0x1000).unwrap(),
-/// };
+/// let log = LogWords::new(GuestAddress(0), &vhost, NonZeroUsize::new(0x1000).unwrap());
 /// # let _ = log;
 /// ```
 #[doc(alias = "KVM_GET_DIRTY_LOG")]
 #[doc(alias = "VHOST_SET_LOG_BASE")]
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct LogWords<'a> {
     /// The guest address of the first page.
     pub start: GuestAddress,
@@ -52,6 +49,15 @@ pub struct LogWords<'a> {
 }
 
 impl<'a> LogWords<'a> {
+    /// Creates a log whose first bit stands for the page of `page_size` bytes at `start`.
+    pub fn new(start: GuestAddress, words: &'a [u64], page_size: NonZeroUsize) -> Self {
+        Self {
+            start,
+            words,
+            page_size,
+        }
+    }
+
     /// Returns the log of a KVM slot at `start`, which `KVM_GET_DIRTY_LOG` has filled.
     ///
     /// KVM logs in pages of the host, also if huge pages back the slot.

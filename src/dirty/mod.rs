@@ -39,7 +39,8 @@
 //! 4. Pause the guest and its devices, and wait for their I/O. Harvest once more, and send the
 //!    rest.
 //!
-//! A region that is added between rounds has no dirty pages yet: copy it as a whole. If the guest
+//! A region that is added between rounds has no dirty pages yet: copy it as a whole. The
+//! destination adds it before: `vm_memory_host::Description::missing_from` shows how. If the guest
 //! plugs blocks between rounds (virtio-mem), the destination must plug them before it writes the
 //! pages. `vm_memory_host::Description::apply_blocks` does this, and describes the order of steps.
 //!
@@ -472,11 +473,9 @@ impl DirtyMemory {
     ///
     /// let ranges = [(GuestAddress(0), 0x4000), (GuestAddress(0x8000), 0x4000)];
     /// let memory: GuestMemoryMmap<AtomicBitmap> = GuestMemoryMmap::from_ranges(&ranges)?;
-    /// let log = LogWords {
-    ///     start: GuestAddress(0x2000),
-    ///     words: &[0b1001], // 0x2000 to 0x4000, and 0x8000 to 0xa000
-    ///     page_size: NonZeroUsize::new(0x2000).unwrap(),
-    /// };
+    /// let words = [0b1001]; // 0x2000 to 0x4000, and 0x8000 to 0xa000
+    /// let page_size = NonZeroUsize::new(0x2000).unwrap();
+    /// let log = LogWords::new(GuestAddress(0x2000), &words, page_size);
     /// DirtyMemory::mark(&memory, &log);
     ///
     /// let mut dirty = DirtyMemory::new();

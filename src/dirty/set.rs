@@ -33,7 +33,7 @@ impl DirtyMemory {
     /// # }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn insert_range(&mut self, addr: GuestAddress, len: usize) {
+    pub fn insert_range(&mut self, addr: GuestAddress, len: u64) {
         if let Some(last) = last_of(addr, len) {
             for region in reached(&mut self.regions, addr.0, last) {
                 region.add(addr.0, last);
@@ -95,7 +95,7 @@ impl DirtyMemory {
     /// # }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn remove_range(&mut self, addr: GuestAddress, len: usize) {
+    pub fn remove_range(&mut self, addr: GuestAddress, len: u64) {
         if let Some(last) = last_of(addr, len) {
             for region in reached(&mut self.regions, addr.0, last) {
                 region.remove(addr.0, last);
@@ -291,9 +291,9 @@ impl PartialEq for DirtyMemory {
 impl Eq for DirtyMemory {}
 
 /// Returns the last guest address of a range, or `None` for an empty range.
-fn last_of(addr: GuestAddress, len: usize) -> Option<u64> {
+fn last_of(addr: GuestAddress, len: u64) -> Option<u64> {
     let more = len.checked_sub(1)?;
-    Some(addr.0.saturating_add(to_u64(more)))
+    Some(addr.0.saturating_add(more))
 }
 
 /// Joins adjacent ranges, which must be in ascending order.

@@ -102,11 +102,8 @@ impl DirtyMemory {
     ///
     /// let mut dirty = DirtyMemory::new();
     /// dirty.harvest(&memory);
-    /// let log = LogWords {
-    ///     start: iova,
-    ///     words: &[0b11], // the kernel filled it
-    ///     page_size: NonZeroUsize::new(0x1000).unwrap(),
-    /// };
+    /// let words = [0b11]; // the kernel filled it
+    /// let log = LogWords::new(iova, &words, NonZeroUsize::new(0x1000).unwrap());
     /// let mut unmapped = Vec::new();
     /// let outside = dirty.insert_iova_log(&iotlb.snapshot(), &log, |range| unmapped.push(range));
     /// assert_eq!(dirty.runs().collect::<Vec<_>>(), [(GuestAddress(0x3000), 0x1000)]);

@@ -1,6 +1,7 @@
 //! [`DirtyMemory::take_zero_pages`]: finds the dirty pages that contain only zeroes.
 
 use super::DirtyMemory;
+use crate::convert::to_u64;
 use crate::guest_memory::GuestMemoryBackend;
 
 impl DirtyMemory {
@@ -57,7 +58,7 @@ impl DirtyMemory {
         for (addr, len) in self.pages() {
             let page = memory.get_slice(addr, len);
             if page.is_ok_and(|page| page.is_zero().unwrap_or(false)) {
-                zero.insert_range(addr, len);
+                zero.insert_range(addr, to_u64(len));
             }
         }
         self.difference_with(&zero);

@@ -12,11 +12,7 @@ proptest! {
         words in words(),
         log_page in 1usize..60,
     ) {
-        let log = LogWords {
-            start: GuestAddress(base + log_start),
-            words: &words,
-            page_size: page_size(log_page),
-        };
+        let log = LogWords::new(GuestAddress(base + log_start), &words, page_size(log_page));
         let start = base + start;
         let ranges = log.ranges_in(GuestAddress(start), len);
         let ranges = ranges.map(|range| (GuestAddress(start + range.start as u64), range.len()));
@@ -29,11 +25,7 @@ proptest! {
 #[test]
 fn ranges_in_region_far_from_log_are_empty() {
     let ranges = |log_start, start| {
-        let log = LogWords {
-            start: GuestAddress(log_start),
-            words: &[u64::MAX; 4],
-            page_size: page_size(0x1000),
-        };
+        let log = LogWords::new(GuestAddress(log_start), &[u64::MAX; 4], page_size(0x1000));
         log.ranges_in(GuestAddress(start), usize::MAX).count()
     };
     assert_eq!(ranges(0, 0), 1);

@@ -138,11 +138,7 @@ fn harvest_with_log_for_each_region_takes_linear_time() {
         crate::GuestMemoryMmap::from_ranges(&ranges).unwrap();
     let page_size = NonZeroUsize::new(0x80).unwrap();
     // Each log reaches only its region.
-    let log = |start, words| LogWords {
-        start,
-        words,
-        page_size,
-    };
+    let log = |start, words| LogWords::new(start, words, page_size);
     let logs: Vec<_> = starts().map(|start| log(start, &[0b1])).collect();
     let mut dirty = DirtyMemory::new();
     LOGS_ADDED.set(0);
@@ -170,11 +166,7 @@ fn harvest_with_log_for_each_region_of_one_mapping_takes_linear_time() {
     let memory = GuestMemoryMmap::from_regions(regions.collect()).unwrap();
     // Each log reaches only its region.
     let page_size = NonZeroUsize::new(0x40).unwrap();
-    let log = |start| LogWords {
-        start,
-        words: &[0b1],
-        page_size,
-    };
+    let log = |start| LogWords::new(start, &[0b1], page_size);
     let logs: Vec<_> = starts().map(log).collect();
     let mut dirty = DirtyMemory::new();
     LOGS_ADDED.set(0);

@@ -59,7 +59,7 @@ proptest! {
                 }
                 Step::AddLog(start, words, size) => {
                     let start = GuestAddress(base + start);
-                    let log = LogWords { start, words: &words, page_size: page_size(size) };
+                    let log = LogWords::new(start, &words, page_size(size));
                     dirty.add_log(&log);
                     model.extend(device.whole_pages(bytes_of_log(&log)));
                 }

@@ -97,11 +97,7 @@ impl Log {
     }
 
     fn words(&self) -> LogWords<'_> {
-        LogWords {
-            start: GuestAddress(self.start),
-            words: &self.words,
-            page_size: self.page_size,
-        }
+        LogWords::new(GuestAddress(self.start), &self.words, self.page_size)
     }
 
     /// Returns the first address of each dirty page, and the one after it.
@@ -212,12 +208,12 @@ fn apply(
     match step {
         SetStep::Insert { at, len } => {
             let at = addr(at);
-            dirty.insert_range(GuestAddress(at), len as usize);
+            dirty.insert_range(GuestAddress(at), len);
             found.extend(pages(at.into(), u128::from(at) + u128::from(len)));
         }
         SetStep::Remove { at, len } => {
             let at = addr(at);
-            dirty.remove_range(GuestAddress(at), len as usize);
+            dirty.remove_range(GuestAddress(at), len);
             let end = u128::from(at) + u128::from(len);
             found.retain(|page| *page < at || end < u128::from(*page) + u128::from(PAGE));
         }

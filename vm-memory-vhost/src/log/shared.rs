@@ -155,11 +155,7 @@ impl SharedLog {
         self.harvest_into(words).map_err(LogError::Inaccessible)?;
         // The back end wrote a page before it marked it, and this thread reads it after the mark.
         fence(Ordering::SeqCst);
-        Ok(LogWords {
-            start: GuestAddress(0),
-            words,
-            page_size: LOG_PAGE_SIZE,
-        })
+        Ok(LogWords::new(GuestAddress(0), words, LOG_PAGE_SIZE))
     }
 
     fn harvest_into(&self, words: &mut [u64]) -> Result<(), VolatileMemoryError> {
