@@ -14,8 +14,9 @@ use crate::message::{IotlbMessage, VHOST_USER_BACKEND_IOTLB_MSG};
 /// the socket of `VHOST_USER_SET_BACKEND_REQ_FD`, or any other that sends bytes to the front end.
 /// Set a write timeout for a socket: a front end that does not read must not block a device.
 ///
-/// After a write that fails, the channel sends nothing more, because a part of a message may have
-/// been sent. Call [`AskingIommu::close`](vm_memory::iommu::AskingIommu::close) then.
+/// After a write that fails, the channel is [broken](Self::is_broken): it sends nothing more,
+/// because a part of a message may have been sent. Each access that misses then fails. End the
+/// connection, and call [`AskingIommu::close`](vm_memory::iommu::AskingIommu::close).
 ///
 /// The protocol has no refusal. A front end may not reply to a `Miss` of an address that the guest
 /// has not mapped: QEMU does not. The access then fails at the timeout. Do not end the connection
@@ -67,14 +68,42 @@ impl<W: Write + Send> BackendChannel<W> {
         }
     }
 
+    /// Returns whether a write has failed. The channel then sends nothing more.
+    ///
+    /// A write that another thread makes at the same time ends first.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::os::unix::net::UnixStream;
+    /// use std::time::Duration;
+    /// use vm_memory::iommu::{AskingIommu, Iommu, SharedIotlb};
+    /// use vm_memory::{GuestAddress, Permissions};
+    /// use vm_memory_vhost::BackendChannel;
+    ///
+    /// let (channel, front_end) = UnixStream::pair()?;
+    /// let source = BackendChannel::new(channel);
+    /// let iommu = AskingIommu::new(SharedIotlb::new(), Duration::from_secs(1), source);
+    /// drop(front_end);
+    /// assert!(iommu.translate(GuestAddress(0x1000), 8, Permissions::Read).is_err());
+    /// assert!(iommu.source().is_broken());
+    /// iommu.close().wait(std::time::Instant::now() + Duration::from_secs(1))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn is_broken(&self) -> bool {
+        let writer = self.writer.lock();
+        writer.unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
     fn send(&self, message: &IotlbMessage) -> io::Result<()> {
         let bytes = message.to_message(VHOST_USER_BACKEND_IOTLB_MSG);
-        // A message is written as a whole, or the channel is closed.
+        // A message is written as a whole, or the channel is broken.
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        // Taken out, so that the channel is also closed if the writer panics.
-        let mut open = writer
-            .take()
-            .ok_or_else(|| io::Error::new(ErrorKind::NotConnected, "the channel is closed"))?;
+        // Taken out, so that the channel is also broken if the writer panics.
+        let mut open = writer.take().ok_or_else(|| {
+            let reason = "the channel is broken: an earlier write has failed";
+            io::Error::new(ErrorKind::NotConnected, reason)
+        })?;
         open.write_all(&bytes)?;
         *writer = Some(open);
         Ok(())
@@ -139,10 +168,12 @@ mod tests {
         };
         channel.request_mapping(&range, Permissions::Read).unwrap();
         channel.report_refusal(&range, Permissions::Write).unwrap();
+        assert!(!channel.is_broken());
         let error = channel.request_mapping(&range, Permissions::Read);
         assert_eq!(error.unwrap_err().kind(), ErrorKind::WriteZero);
         let error = channel.request_mapping(&range, Permissions::Read);
         assert_eq!(error.unwrap_err().kind(), ErrorKind::NotConnected);
+        assert!(channel.is_broken());
 
         let bytes = bytes.lock().unwrap();
         assert_eq!(bytes.len(), 2 * 44 + 20);

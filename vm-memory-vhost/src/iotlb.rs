@@ -119,12 +119,11 @@ impl IotlbMessage {
                 }
                 let mut change = None;
                 let mut next = iova.0;
-                for (target, len) in ranges {
-                    let length = usize::try_from(len).unwrap_or(usize::MAX);
+                for (target, length) in ranges {
                     let at = GuestAddress(next);
                     change = Some(iotlb.set_mapping(at, target, length, permissions)?);
                     // Wraps only after the last range, if that ends at 2^64.
-                    next = next.wrapping_add(len);
+                    next = next.wrapping_add(u64::try_from(length).unwrap_or(u64::MAX));
                 }
                 // The range is not empty, so there was a mapping. Its change is the last one, and
                 // includes the earlier ones.

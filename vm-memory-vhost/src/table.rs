@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
 
 use vm_memory::{FileOffset, GuestAddress};
 
@@ -214,11 +214,11 @@ impl MemoryRegion {
     /// Returns [`TableError::TooLarge`] if the size does not fit in a `usize`.
     pub fn file_range(
         &self,
-        file: impl Into<Arc<File>>,
+        file: impl Into<OwnedFd>,
     ) -> Result<(GuestAddress, usize, Option<FileOffset>), TableError> {
         let size =
             usize::try_from(self.size).map_err(|_| TableError::TooLarge { size: self.size })?;
-        let file = FileOffset::from_arc(file.into(), self.mmap_offset);
+        let file = FileOffset::new(File::from(file.into()), self.mmap_offset);
         Ok((self.guest_address, size, Some(file)))
     }
 
@@ -260,7 +260,7 @@ impl MemoryRegion {
     /// memory.write_obj(7u16, ring)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn file_ranges<F: Into<Arc<File>>>(
+    pub fn file_ranges<F: Into<OwnedFd>>(
         regions: impl IntoIterator<Item = (Self, F)>,
     ) -> Result<Vec<(GuestAddress, usize, Option<FileOffset>)>, TableError> {
         let ranges = regions
@@ -423,16 +423,32 @@ impl RegionTable {
     /// Translates `size` bytes at an address of the front end into guest ranges, in order.
     ///
     /// Regions that are adjacent for the front end may be apart in the guest. So there may be
-    /// several ranges, at most one for each region.
+    /// several ranges, at most one for each region. An
+    /// [`IoBuffer`](vm_memory::vectored::IoBuffer) takes them.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::GuestAddress;
+    /// use vm_memory_vhost::{MemoryRegion, RegionTable};
+    ///
+    /// let low = MemoryRegion::new(GuestAddress(0), 0x2000, 0x7f00_0000_0000, 0);
+    /// let high = MemoryRegion::new(GuestAddress(1 << 32), 0x2000, 0x7f00_0000_2000, 0x2000);
+    /// let table = RegionTable::new([low, high])?;
+    /// let ranges = table.translate(0x7f00_0000_1000, 0x1800)?;
+    /// assert_eq!(ranges, [(GuestAddress(0x1000), 0x1000), (GuestAddress(1 << 32), 0x800)]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// Returns [`TableError::Unmapped`] if an address is not in any region.
+    /// Returns [`TableError::Unmapped`] if an address is not in any region, and
+    /// [`TableError::TooLarge`] if a length does not fit in a `usize`.
     pub fn translate(
         &self,
         user_address: u64,
         size: u64,
-    ) -> Result<Vec<(GuestAddress, u64)>, TableError> {
+    ) -> Result<Vec<(GuestAddress, usize)>, TableError> {
         let mut ranges = Vec::new();
         let (mut next, mut left) = (user_address, size);
         let (mut at, mut offset) = match self.find(user_address) {
@@ -450,7 +466,10 @@ impl RegionTable {
             let len = region.size.saturating_sub(offset).min(left);
             // A region does not pass the end of the guest's address space.
             let guest = region.guest_address.0.saturating_add(offset);
-            ranges.push((GuestAddress(guest), len));
+            // A mapped region fits in a `usize`.
+            let too_large = |_| TableError::TooLarge { size: region.size };
+            let host_len = usize::try_from(len).map_err(too_large)?;
+            ranges.push((GuestAddress(guest), host_len));
             left = left.saturating_sub(len);
             if left != 0 {
                 // A range that passes 2^64 is in no region: the last address is.
@@ -627,7 +646,7 @@ mod tests {
             match table.translate(base + start, size) {
                 Ok(ranges) => {
                     let flat = ranges.iter().flat_map(|(guest, len)| {
-                        (0..*len).map(|offset| guest.0 + offset)
+                        (0..*len as u64).map(|offset| guest.0 + offset)
                     });
                     prop_assert_eq!(Ok(flat.collect()), expected);
                 }

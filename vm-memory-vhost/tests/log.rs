@@ -39,11 +39,47 @@ fn map(file: &File, offset: u64, size: u64) -> Result<SharedLog, LogError> {
 fn memory(bitmap: &Arc<LogBitmap>, regions: &[(u64, usize)]) -> Memory {
     let regions = regions.iter().map(|&(first, pages)| {
         let start = first * PAGE as u64;
-        let marks = ArcSlice::new(Arc::clone(bitmap), start as usize);
+        let marks = bitmap.slice(GuestAddress(start));
         let mapping = MmapRegionBuilder::new_with_bitmap(pages * PAGE, marks);
         GuestRegionMmap::new(mapping.build().unwrap(), GuestAddress(start)).unwrap()
     });
     Memory::from_regions(regions.collect()).unwrap()
+}
+
+#[test]
+fn created_log_is_shared_with_peer_that_cannot_change_its_length() {
+    for size in [1u64, 8, 4096, 12_345] {
+        let front_end = SharedLog::create(size).unwrap();
+        let file = front_end.file().try_clone().unwrap();
+        assert_eq!(front_end.pages(), size * 8);
+        assert_eq!(file.metadata().unwrap().len(), size);
+        for other in [0, size - 1, size + 1, 1 << 20] {
+            assert!(file.set_len(other).is_err(), "{size} to {other}");
+        }
+        let bitmap = Arc::new(marking(map(&file, 0, size).unwrap()));
+        assert!(harvest(&front_end).is_empty());
+        bitmap.mark_dirty(7 * PAGE, 1);
+        assert_eq!(harvest(&front_end), BTreeSet::from([7]));
+    }
+    assert!(matches!(SharedLog::create(0), Err(LogError::Empty)));
+    // Larger than any file.
+    match SharedLog::create(u64::MAX) {
+        Err(LogError::Create(error)) => assert!(error.raw_os_error().is_some()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn slice_of_bitmap_marks_the_pages_of_its_region() {
+    let front_end = SharedLog::create(8).unwrap();
+    let file = front_end.file().try_clone().unwrap();
+    let bitmap = Arc::new(marking(map(&file, 0, 8).unwrap()));
+    let slice = bitmap.slice(GuestAddress(3 * PAGE as u64));
+    slice.mark_dirty(PAGE + 1, 1);
+    assert_eq!(harvest(&front_end), BTreeSet::from([4]));
+    assert_eq!(bitmap.lost_marks(), 0);
+    bitmap.slice(GuestAddress(u64::MAX)).mark_dirty(0, 1);
+    assert_eq!(bitmap.lost_marks(), 1);
 }
 
 /// Creates a bitmap whose log is `log`.

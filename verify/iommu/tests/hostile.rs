@@ -268,7 +268,7 @@ fn check_messages(messages: Vec<Raw>) -> Result<(), TestCaseError> {
                 let found: Vec<_> = iotlb
                     .lookup(GuestAddress(message.iova), message.size as usize, access)
                     .unwrap()
-                    .map(|range| (range.base, range.length as u64))
+                    .map(|range| (range.base, range.length))
                     .collect();
                 prop_assert_eq!(found, ranges);
             }

@@ -4,8 +4,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vm_memory::bitmap::{Bitmap, RefSlice, WithBitmapSlice};
-use vm_memory::GuestMemoryBackend;
+use vm_memory::bitmap::{ArcSlice, Bitmap, RefSlice, WithBitmapSlice};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::logs::Logs;
 use super::shared::pages_of;
@@ -17,14 +17,15 @@ const POLL: Duration = Duration::from_micros(50);
 /// The dirty bitmap of a vhost-user back end: it marks in the log of its front end.
 ///
 /// Without a log it marks nothing, and a write costs a load and a fence. Its offsets are guest
-/// addresses, or IOVAs behind an IOMMU. Each region has an
-/// [`ArcSlice`](vm_memory::bitmap::ArcSlice) that begins at the guest address of the region.
+/// addresses, or IOVAs behind an IOMMU. Each region has a [slice](Self::slice) that begins at the
+/// guest address of the region.
 ///
 /// # Regions that are added
 ///
 /// While there is a log, a region that the log has no bits for cannot be built, because its marks
-/// would be lost. The front end sends a larger log first, and then the region
-/// (`VHOST_USER_ADD_MEM_REG`). [Replace](Self::replace) the log before the region is built.
+/// would be lost. `vm-memory-host` returns `BuildError::Region` then. The front end sends a larger
+/// log first, and then the region (`VHOST_USER_ADD_MEM_REG`). [Replace](Self::replace) the log
+/// before the region is built.
 ///
 /// # Examples
 ///
@@ -32,29 +33,32 @@ const POLL: Duration = Duration::from_micros(50);
 /// use std::sync::Arc;
 /// use std::time::{Duration, Instant};
 ///
-/// use vm_memory::bitmap::ArcSlice;
-/// use vm_memory::mmap::MmapRegionBuilder;
-/// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+/// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+/// use vm_memory_host::{Backing, Region};
 /// use vm_memory_vhost::log::{LogBitmap, SharedLog};
+/// use vm_memory_vhost::MemoryRegion;
 ///
+/// # let received = MemoryRegion::new(GuestAddress(0x10_0000), 0x10_0000, 0x7f00_0000_0000, 0);
+/// # let ram = Region::new(GuestAddress(0), received.size).backing(Backing::Memfd);
+/// # let front_end = GuestMemoryMmap::<()>::from_regions(vec![ram.build()?])?;
+/// # let file = vm_memory_host::describe(&front_end)?.1.get(0).unwrap().try_clone()?;
+/// // VHOST_USER_SET_MEM_TABLE, VHOST_USER_ADD_MEM_REG
 /// let bitmap = Arc::new(LogBitmap::new());
-/// let start = GuestAddress(0x10_0000);
-/// let marks = ArcSlice::new(Arc::clone(&bitmap), 0x10_0000);
-/// let mapping = MmapRegionBuilder::new_with_bitmap(0x10_0000, marks).build()?;
-/// let region = GuestRegionMmap::new(mapping, start).ok_or("past the end")?;
+/// let region = Region::new(received.guest_address, received.size)
+///     .backing(Backing::shared_file(file, received.mmap_offset))
+///     .sealed(true)
+///     .build_with_bitmap(|start, _size| bitmap.slice(start))?;
 /// let memory = GuestMemoryMmap::from_regions(vec![region])?;
 ///
 /// // VHOST_USER_SET_LOG_BASE
-/// let size = SharedLog::size_for(&memory);
-/// let file = tempfile::tempfile()?;
-/// file.set_len(size)?;
-/// let log = SharedLog::map(file.try_clone()?, 0, size)?;
+/// # let front_end = SharedLog::create(SharedLog::size_for(&memory))?;
+/// # let (file, size) = (front_end.file().try_clone()?, SharedLog::size_for(&memory));
+/// let log = SharedLog::map(file, 0, size)?;
 /// bitmap.replace(&memory, log, Instant::now() + Duration::from_secs(1))?;
 /// // … acknowledge it …
 ///
 /// memory.write_obj(7u64, GuestAddress(0x10_3000))?;
 /// // The front end finds the mark of page 0x103.
-/// let front_end = SharedLog::map(file, 0, size)?;
 /// let mut words = Vec::new();
 /// assert_eq!(front_end.harvest(&mut words)?.words[4], 1 << 3);
 /// assert_eq!(bitmap.lost_marks(), 0);
@@ -76,6 +80,33 @@ impl LogBitmap {
             logs: Logs::new(),
             lost: AtomicU64::new(0),
         }
+    }
+
+    /// Returns the bitmap of a region that begins at a guest address.
+    ///
+    /// `build_with_bitmap` and `build_with_bitmaps` of the crate `vm-memory-host` take it. Without
+    /// that crate, use [`MmapRegionBuilder::new_with_bitmap`](vm_memory::mmap::MmapRegionBuilder).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use vm_memory::mmap::MmapRegionBuilder;
+    /// use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+    /// use vm_memory_vhost::log::LogBitmap;
+    ///
+    /// let (start, size) = (GuestAddress(1 << 32), 0x10_0000);
+    /// let bitmap = Arc::new(LogBitmap::new());
+    /// let mapping = MmapRegionBuilder::new_with_bitmap(size, bitmap.slice(start)).build()?;
+    /// let region = GuestRegionMmap::new(mapping, start).ok_or("past the end")?;
+    /// let memory = GuestMemoryMmap::from_regions(vec![region])?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn slice(self: &Arc<Self>, start: GuestAddress) -> ArcSlice<Self> {
+        // A log has no bits for addresses above `usize::MAX`, so such a mark counts as lost.
+        let offset = usize::try_from(start.0).unwrap_or(usize::MAX);
+        ArcSlice::new(Arc::clone(self), offset)
     }
 
     /// Marks in another log, or in the first one. After this, acknowledge

@@ -1,5 +1,7 @@
 //! [`LogError`]: the errors of dirty logs.
 
+use std::io;
+
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::VolatileMemoryError;
 
@@ -24,6 +26,9 @@ pub enum LogError {
         /// The number of bytes.
         size: u64,
     },
+    /// The memfd of a new log cannot be created.
+    #[error("cannot create a memfd for the dirty log")]
+    Create(#[source] io::Error),
     /// The file cannot be mapped, or is shorter than the log.
     #[error("cannot map the dirty log")]
     Map(#[source] MmapRegionError),

@@ -20,6 +20,7 @@
 //!
 //! | function | when | system calls |
 //! |---|---|---|
+//! | `SharedLog::create` | always | `prlimit64`, `memfd_create`, `ftruncate`, `fcntl`, and the calls of `map` |
 //! | [`SharedLog::map`] | always | `fstat` (`newfstatat` in some versions of glibc), `mmap` |
 //! | [`SharedLog`] | dropped | `munmap`, `close` |
 //! | [`LogBitmap::replace`] | while threads mark in the old log | `clock_nanosleep` |

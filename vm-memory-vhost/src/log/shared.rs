@@ -3,6 +3,8 @@
 use core::num::NonZeroUsize;
 use core::sync::atomic::{fence, Ordering};
 use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use vm_memory::dirty::LogWords;
 use vm_memory::mmap::MmapRegion;
@@ -55,10 +57,10 @@ const BLOCK: usize = 4096;
 /// let memory: GuestMemoryMmap<AtomicBitmap> =
 ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 << 20)])?;
 /// let size = SharedLog::size_for(&memory);
-/// let file = tempfile::tempfile()?; // a memfd with seals
-/// file.set_len(size)?;
-/// let log = SharedLog::map(file.try_clone()?, 0, size)?;
+/// let log = SharedLog::create(size)?;
+/// let file = log.file();
 /// // … VHOST_USER_SET_LOG_BASE with the file, the offset 0 and the size …
+/// # let _ = file;
 ///
 /// let (mut dirty, mut words) = (DirtyMemory::new(), Vec::new());
 /// dirty.harvest_with(&memory, &[log.harvest(&mut words)?]);
@@ -71,6 +73,7 @@ const BLOCK: usize = 4096;
 #[derive(Debug)]
 pub struct SharedLog {
     mapping: MmapRegion<()>,
+    file: Arc<File>,
     /// The offset of the log in the mapping, a multiple of 8.
     offset: usize,
     /// The number of bytes. The mapping contains all of them.
@@ -89,7 +92,7 @@ impl SharedLog {
     /// - [`LogError::Misaligned`] if it does not begin at a multiple of 8 bytes.
     /// - [`LogError::TooLarge`] if its end exceeds 64 bits, or the address space of the process.
     /// - [`LogError::Map`] if the file ends before it, or if `mmap(2)` fails.
-    pub fn map(file: File, offset: u64, size: u64) -> Result<Self, LogError> {
+    pub fn map(file: impl Into<OwnedFd>, offset: u64, size: u64) -> Result<Self, LogError> {
         if size == 0 {
             return Err(LogError::Empty);
         }
@@ -109,12 +112,40 @@ impl SharedLog {
         ) else {
             return Err(too_large);
         };
-        let mapping = MmapRegion::from_file(FileOffset::new(file, start), mapped);
+        let file = Arc::new(File::from(file.into()));
+        let mapping = MmapRegion::from_file(FileOffset::from_arc(file.clone(), start), mapped);
         Ok(Self {
             mapping: mapping.map_err(LogError::Map)?,
+            file,
             offset: inside,
             size,
         })
+    }
+
+    /// Creates a log of `size` bytes without marks, in a memfd. [`size_for`](Self::size_for)
+    /// returns the size.
+    ///
+    /// A front end sends the [file](Self::file), the offset 0 and the size. The length of the memfd
+    /// is sealed, so a back end cannot truncate it (memfd_create(2)).
+    ///
+    /// # Errors
+    ///
+    /// - [`LogError::Empty`] if `size` is 0.
+    /// - [`LogError::Create`] if the kernel refuses the memfd, or the process may not create a file
+    ///   of this size (`EFBIG`, `RLIMIT_FSIZE`).
+    /// - The errors of [`map`](Self::map).
+    #[cfg(target_os = "linux")]
+    pub fn create(size: u64) -> Result<Self, LogError> {
+        if size == 0 {
+            return Err(LogError::Empty);
+        }
+        let file = sealed_memfd(size).map_err(LogError::Create)?;
+        Self::map(file, 0, size)
+    }
+
+    /// Returns the file that contains the log.
+    pub fn file(&self) -> &File {
+        &self.file
     }
 
     /// Returns the number of bytes of a log for all pages of a memory: a multiple of 8.
@@ -221,6 +252,30 @@ impl SharedLog {
     fn bits(&self) -> Result<VolatileSlice<'_>, VolatileMemoryError> {
         self.mapping.get_slice(self.offset, self.size)
     }
+}
+
+/// Creates a memfd of `size` zeroes whose length cannot change.
+#[cfg(target_os = "linux")]
+fn sealed_memfd(size: u64) -> std::io::Result<OwnedFd> {
+    use rustix::fs::{fcntl_add_seals, ftruncate, memfd_create, MemfdFlags, SealFlags};
+    use rustix::io::Errno;
+    use rustix::process::{getrlimit, Resource};
+
+    // ftruncate(2) would raise SIGXFSZ, which ends the process by default.
+    let limit = getrlimit(Resource::Fsize).current;
+    if limit.is_some_and(|limit| size > limit) {
+        return Err(Errno::FBIG.into());
+    }
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let name = c"vhost-log";
+    let file = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        // Linux before 6.3 does not support the flag.
+        Err(Errno::INVAL) => memfd_create(name, flags)?,
+        result => result?,
+    };
+    ftruncate(&file, size)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(file)
 }
 
 /// Returns the number of pages from guest address 0 up to the last address of a memory.
