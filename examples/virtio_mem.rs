@@ -7,18 +7,16 @@ use std::num::NonZeroU64;
 use examples::{Memory, Result};
 use vm_memory::{Bytes, GuestAddress};
 use vm_memory_host::{plug, plug_state, unplug, unplug_all};
-use vm_memory_host::{MemoryBuilder, PlugState, Region, Unplugged};
+use vm_memory_host::{MemoryBuilder, PlugState, Region, Span, Unplugged};
 
 const BLOCK: NonZeroU64 = NonZeroU64::new(2 << 20).unwrap();
-
-/// RAM that is present at boot.
 const BOOT: GuestAddress = GuestAddress(0);
-/// RAM that the guest plugs in blocks.
-const DEVICE: GuestAddress = GuestAddress(4 << 30);
+/// RAM that the guest plugs in blocks: that of this device, and that of another one after it.
+const DEVICES: [u64; 2] = [4 << 30, (4 << 30) + SIZE];
+const SIZE: u64 = 64 << 20;
 /// The number of bytes that the host requests the guest to plug.
 const REQUESTED: u64 = 16 << 20;
 
-#[derive(Clone, Copy)]
 enum Kind {
     Plug,
     Unplug,
@@ -37,6 +35,7 @@ enum Response {
 
 struct Device<'a> {
     memory: &'a Memory,
+    region: Span,
     plugged_size: u64,
 }
 
@@ -44,11 +43,16 @@ impl Device<'_> {
     /// Handles a request for blocks at `addr`. The driver may pass any values.
     ///
     /// The responses are those of virtio 1.2, sections 5.15.6.3 to 5.15.6.6.
-    fn handle(&mut self, kind: Kind, addr: u64, blocks: u16) -> Response {
-        let (addr, len) = (GuestAddress(addr), u64::from(blocks) * BLOCK.get());
+    fn handle(&mut self, kind: Kind, addr: GuestAddress, blocks: u16) -> Response {
+        let len = u64::from(blocks) * BLOCK.get();
         let free = REQUESTED.saturating_sub(self.plugged_size);
         // Even if the host cannot free pages, their blocks are unplugged after an error.
         match (kind, plug_state(self.memory, addr, len)) {
+            (Kind::UnplugAll, _) => {
+                let unplugged = unplug_all(self.memory, self.region.addr());
+                self.plugged_size -= unplugged.unwrap_or(self.plugged_size);
+            }
+            _ if !self.region.contains_range(addr, len) => return Response::Error,
             (Kind::State, Ok(state)) => return Response::State(state),
             (Kind::Plug, Ok(PlugState::Unplugged)) if len > free => return Response::Nack,
             (Kind::Plug, Ok(PlugState::Unplugged)) => match plug(self.memory, addr, len) {
@@ -58,9 +62,6 @@ impl Device<'_> {
             (Kind::Unplug, Ok(PlugState::Plugged)) => {
                 self.plugged_size -= unplug(self.memory, addr, len).unwrap_or(len);
             }
-            (Kind::UnplugAll, _) => {
-                self.plugged_size -= unplug_all(self.memory, DEVICE).unwrap_or(self.plugged_size);
-            }
             _ => return Response::Error,
         }
         Response::Ack
@@ -68,33 +69,32 @@ impl Device<'_> {
 }
 
 fn main() -> Result<()> {
-    let boot = Region::new(BOOT, 16 << 20);
-    let region = Region::new(DEVICE, 64 << 20).blocks(BLOCK, Unplugged::Mapped);
-    let memory: Memory = MemoryBuilder::new().region(boot).region(region).build()?;
+    let region = |start| Region::new(GuestAddress(start), SIZE).blocks(BLOCK, Unplugged::Mapped);
+    let [own, other] = DEVICES.map(region);
+    let builder = MemoryBuilder::new().region(Region::new(BOOT, SIZE));
+    let memory: Memory = builder.region(own).region(other).build()?;
     let mut device = Device {
         memory: &memory,
+        region: Span::from(DEVICES[0]..DEVICES[1]),
         plugged_size: 0,
     };
-    let block = |number: u64| GuestAddress(DEVICE.0 + number * BLOCK.get());
-    let mut handle = |kind, addr: GuestAddress, blocks| device.handle(kind, addr.0, blocks);
-    // No block is plugged at first. Accesses fail, as in a hole.
-    assert!(memory.write_obj(1u64, DEVICE).is_err());
-    // The driver plugs three blocks, and unplugs the second one.
-    assert_eq!(handle(Kind::Plug, block(0), 3), Response::Ack);
+    let block = |number: u64| GuestAddress(DEVICES[0] + number * BLOCK.get());
+    // The driver plugs three blocks, and unplugs the second one. Accesses to it then fail.
+    assert_eq!(device.handle(Kind::Plug, block(0), 3), Response::Ack);
     memory.write_obj(2u64, block(1))?;
-    assert_eq!(handle(Kind::Unplug, block(1), 1), Response::Ack);
-    let mixed = Response::State(PlugState::Mixed);
-    assert_eq!(handle(Kind::State, block(0), 3), mixed);
+    assert_eq!(device.handle(Kind::Unplug, block(1), 1), Response::Ack);
     assert!(memory.read_obj::<u64>(block(1)).is_err());
+    let mixed = Response::State(PlugState::Mixed);
+    assert_eq!(device.handle(Kind::State, block(0), 3), mixed);
     // A block that is plugged again contains zeroes.
-    assert_eq!(handle(Kind::Plug, block(1), 1), Response::Ack);
+    assert_eq!(device.handle(Kind::Plug, block(1), 1), Response::Ack);
     assert_eq!(memory.read_obj::<u64>(block(1))?, 0);
     // The device rejects requests that cover blocks in the wrong state, or other memory.
-    assert_eq!(handle(Kind::Plug, block(2), 2), Response::Error);
-    assert_eq!(handle(Kind::Unplug, BOOT, 1), Response::Error);
-    assert_eq!(handle(Kind::State, block(0), 0), Response::Error);
-    assert_eq!(handle(Kind::Plug, block(3), 20), Response::Nack);
-    assert_eq!(handle(Kind::UnplugAll, BOOT, 0), Response::Ack);
+    assert_eq!(device.handle(Kind::Plug, block(2), 2), Response::Error);
+    assert_eq!(device.handle(Kind::Plug, block(31), 2), Response::Error);
+    assert_eq!(device.handle(Kind::Unplug, BOOT, 1), Response::Error);
+    assert_eq!(device.handle(Kind::Plug, block(3), 20), Response::Nack);
+    assert_eq!(device.handle(Kind::UnplugAll, BOOT, 0), Response::Ack);
     assert_eq!(device.plugged_size, 0);
     Ok(())
 }

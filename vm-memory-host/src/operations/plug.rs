@@ -43,8 +43,9 @@ use crate::sys::{self, Advice};
 /// `plugged_size`. The device must reject a PLUG request that covers a plugged block (section
 /// 5.15.6.3). It asks for the [state](plug_state) first.
 ///
-/// The range may span regions. A device must check that a guest's range is inside its own region
-/// and its `requested_size`. These functions do not know which region belongs to which device.
+/// The range may span regions, also those of another device. A device must check first that a
+/// guest's range is inside its own region ([`Span::contains_range`](crate::Span::contains_range)),
+/// and within its `requested_size`.
 ///
 /// # Examples
 ///
@@ -118,6 +119,8 @@ where
 /// Returns the number of bytes that were accessible before. A virtio-mem device must reject an
 /// UNPLUG request that covers an unplugged block (section 5.15.6.4). It asks for the
 /// [state](plug_state) first.
+///
+/// The range may span regions, also those of another device, as in [`plug`].
 ///
 /// # Examples
 ///
@@ -246,6 +249,8 @@ impl fmt::Display for PlugState {
 ///
 /// Use it for the STATE request of a virtio-mem device (virtio 1.2, section 5.15.6.6), and to check
 /// its PLUG and UNPLUG requests. A change by another thread may or may not be included.
+///
+/// The range may span regions, also those of another device, as in [`plug`].
 ///
 /// The cost follows the number of blocks in the range. Makes no system call.
 ///

@@ -425,6 +425,29 @@ impl Span {
         let offset = addr.0.checked_sub(self.start);
         offset.is_some_and(|offset| offset < self.size)
     }
+
+    /// Returns whether all of the `len` bytes at `addr` are in the span.
+    ///
+    /// A device checks the range of a guest's request in this way. An empty range is in the span if
+    /// its address is, or is the first one past the end.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::GuestAddress;
+    /// use vm_memory_host::Span;
+    ///
+    /// let device = Span { start: 1 << 32, size: 64 << 20 };
+    /// let last_block = GuestAddress((1 << 32) + (62 << 20));
+    /// assert!(device.contains_range(last_block, 2 << 20));
+    /// assert!(!device.contains_range(last_block, 4 << 20));
+    /// assert!(!device.contains_range(last_block, u64::MAX));
+    /// ```
+    pub fn contains_range(&self, addr: GuestAddress, len: u64) -> bool {
+        let offset = addr.0.checked_sub(self.start);
+        let end = offset.and_then(|offset| offset.checked_add(len));
+        end.is_some_and(|end| end <= self.size)
+    }
 }
 
 /// Creates an empty span if the end is before the start.
@@ -441,5 +464,36 @@ impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let last = self.start.saturating_add(self.size.saturating_sub(1));
         write!(f, "{:#x}-{last:#x}", self.start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn span_contains_range_only_if_all_bytes_are_inside() {
+        let span = Span::from(0x1000..0x3000);
+        for (addr, len, is_inside) in [
+            (0x1000, 0x2000, true),
+            (0x2fff, 1, true),
+            (0x3000, 0, true),
+            (0x3001, 0, false),
+            (0xfff, 1, false),
+            (0xfff, 0, false),
+            (0x1000, 0x2001, false),
+            (0x2fff, 2, false),
+            (0x2000, u64::MAX, false),
+            (u64::MAX, u64::MAX, false),
+        ] {
+            let contains = span.contains_range(GuestAddress(addr), len);
+            assert_eq!(contains, is_inside, "{len:#x} bytes at {addr:#x}");
+        }
+        let last = Span {
+            start: u64::MAX,
+            size: 1,
+        };
+        assert!(last.contains_range(GuestAddress(u64::MAX), 1));
+        assert!(!last.contains_range(GuestAddress(u64::MAX), 2));
     }
 }
