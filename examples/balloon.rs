@@ -2,8 +2,11 @@
 //!
 //! `cargo run -p examples --example balloon`
 
+use std::sync::Arc;
+
 use examples::{take_dirty, Memory, Result};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::vectored::IoBuffer;
+use vm_memory::{Bytes, GuestAddress, Permissions};
 use vm_memory_host::{residency, Balloon, DiscardReport, MemoryBuilder, Region};
 
 /// The size of the pages that a balloon lists, whatever the page size of the guest.
@@ -13,35 +16,37 @@ const MAX_LEN: usize = 1 << 16;
 
 /// A balloon device whose driver has accepted `VIRTIO_BALLOON_F_MUST_TELL_HOST`.
 struct Device {
-    memory: Memory,
+    memory: Arc<Memory>,
     balloon: Balloon,
 }
 
 impl Device {
-    /// Reads the page numbers in a buffer of the driver.
-    fn page_numbers(&self, addr: GuestAddress, len: usize) -> Result<Vec<u32>> {
-        let mut bytes = vec![0; len.min(MAX_LEN)];
-        self.memory.read_slice(&mut bytes, addr)?;
+    /// Reads the page numbers in a request of the driver, which may have any descriptors.
+    fn page_numbers(&self, request: &[(GuestAddress, usize)]) -> Result<Vec<u32>> {
+        let ranges = request.iter().copied();
+        let request = IoBuffer::from_ranges(&self.memory, ranges, Permissions::Read)?;
+        let mut bytes = vec![0; request.len().min(MAX_LEN)];
+        request.copy_to(0, &mut bytes)?;
         let (pages, _) = bytes.as_chunks();
         Ok(pages.iter().map(|page| u32::from_le_bytes(*page)).collect())
     }
 
     /// Handles a buffer of the inflate queue. The caller returns the buffer afterwards.
-    fn inflate(&mut self, addr: GuestAddress, len: usize) -> Result<DiscardReport> {
-        let pages = self.page_numbers(addr, len)?;
-        Ok(self.balloon.inflate(&self.memory, pages))
+    fn inflate(&mut self, request: &[(GuestAddress, usize)]) -> Result<DiscardReport> {
+        let pages = self.page_numbers(request)?;
+        Ok(self.balloon.inflate(&*self.memory, pages))
     }
 
     /// Handles a buffer of the deflate queue. The caller returns the buffer afterwards.
-    fn deflate(&mut self, addr: GuestAddress, len: usize) -> Result<()> {
-        let pages = self.page_numbers(addr, len)?;
-        self.balloon.deflate(&self.memory, pages);
+    fn deflate(&mut self, request: &[(GuestAddress, usize)]) -> Result<()> {
+        let pages = self.page_numbers(request)?;
+        self.balloon.deflate(&*self.memory, pages);
         Ok(())
     }
 
     /// Returns the number of bytes of guest memory that are resident.
     fn resident(&self) -> Result<u64> {
-        let regions = residency(&self.memory)?;
+        let regions = residency(&*self.memory)?;
         Ok(regions.iter().map(|(_, region)| region.resident).sum())
     }
 }
@@ -56,15 +61,14 @@ fn list(memory: &Memory, addr: GuestAddress, pages: &[u32]) -> Result<usize> {
 fn main() -> Result<()> {
     let ram = Region::new(GuestAddress(0), 16 << 20);
     let mut device = Device {
-        memory: MemoryBuilder::new().region(ram).build()?,
+        memory: Arc::new(MemoryBuilder::new().region(ram).build()?),
         balloon: Balloon::new(),
     };
 
     // The guest uses 8 MiB.
     let buffer = GuestAddress(0x1000);
-    device
-        .memory
-        .write_slice(&vec![1; 8 << 20], GuestAddress(0))?;
+    let bytes = vec![1; 8 << 20];
+    device.memory.write_slice(&bytes, GuestAddress(0))?;
     let before = device.resident()?;
 
     // It returns 4 MiB, in any order. It also lists a page twice, and one outside its RAM.
@@ -72,7 +76,9 @@ fn main() -> Result<()> {
     pages.extend([0x400, 0xf_0000]);
     let len = list(&device.memory, buffer, &pages)?;
     take_dirty(&device.memory);
-    let report = device.inflate(buffer, len)?;
+    // The request has two descriptors. A page number begins in the first one.
+    let rest = (GuestAddress(buffer.0 + 7), len - 7);
+    let report = device.inflate(&[(buffer, 7), rest])?;
     println!("{report}");
     assert_eq!((report.discarded, report.refused), (0x400, 1));
 
@@ -87,7 +93,7 @@ fn main() -> Result<()> {
 
     // The guest takes a page back, and uses it.
     let len = list(&device.memory, buffer, &[0x400])?;
-    device.deflate(buffer, len)?;
+    device.deflate(&[(buffer, len)])?;
     device.memory.write_obj(1u64, first)?;
     assert_eq!(device.resident()?, after + PAGE);
     Ok(())

@@ -114,7 +114,7 @@ pub(super) fn vmas(regions: &[Region]) -> Result<VmaBudget, BuildError> {
 ///
 /// Another process may take pages after this check. mmap(2), which reserves the pages, then fails.
 pub(super) fn pools(regions: &[Region], host: &HostResources) -> Result<(), BuildError> {
-    for pool in host.pools() {
+    for pool in host.huge_page_pools() {
         let size = pool.page_size;
         // Blocks take their pages when they are plugged. Misaligned regions are refused later.
         let mut reserved = regions.iter().filter(|region| {

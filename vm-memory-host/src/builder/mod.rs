@@ -41,9 +41,10 @@ type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
 /// A builder of guest memory.
 ///
 /// The builder checks the whole request before it maps anything. If the host cannot provide a
-/// region, the error names the region, the request, the limit and a remedy. A failed build leaves
-/// nothing mapped, except addresses that [`still_mapped`](crate::still_mapped) counts. Space that
-/// it has allocated for a [file](Region::sparse) stays allocated.
+/// region, the error names the region, the request, the limit and a remedy. The reason of the
+/// system is the error's [`source`](std::error::Error::source). A failed build leaves nothing
+/// mapped, except addresses that [`still_mapped`](crate::still_mapped) counts. Space that it has
+/// allocated for a [file](Region::sparse) stays allocated.
 ///
 /// Regions that are adjacent in guest memory are adjacent in this process, in one reservation with
 /// an inaccessible guard page on both sides. If a region can have huge pages, host addresses equal

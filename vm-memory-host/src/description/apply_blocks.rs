@@ -18,7 +18,8 @@ impl Description {
     /// 1. The source harvests the dirty pages (`vm_memory::dirty`). It then
     ///    [describes](crate::describe()) its memory, and sends the description. This order matters:
     ///    a block that is plugged after the harvest has no pages in this round.
-    /// 2. The destination applies the description.
+    /// 2. The destination adds the regions that it lacks ([`missing_from`](Self::missing_from)),
+    ///    and applies the description. The source sends a new region as a whole.
     /// 3. The source sends the dirty pages that cannot be read
     ///    (`DirtyMemory::unreadable_runs`), and the destination [discards](crate::discard()) them.
     ///    A block that was plugged between the harvest and the description then reads as zeroes.
@@ -67,8 +68,8 @@ impl Description {
     ///   with the same addresses and the same size of blocks.
     ///
     /// Returns [`DescriptionError::Change`] if a block cannot be plugged or unplugged
-    /// ([`ChangeError::is_shortage`](crate::ChangeError::is_shortage) tells whether pages are
-    /// short). Some blocks may then be as described. The call can be repeated.
+    /// ([`is_shortage`](DescriptionError::is_shortage) tells whether pages are short). Some blocks
+    /// may then be as described. The call can be repeated.
     #[doc(alias = "virtio-mem")]
     #[doc(alias = "migration")]
     pub fn apply_blocks<M>(&self, memory: &M) -> Result<(), DescriptionError>

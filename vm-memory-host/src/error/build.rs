@@ -6,6 +6,7 @@ use std::io;
 use vm_memory::mmap::{MmapRegionError, PluggedBlocksError};
 use vm_memory::GuestRegionCollectionError;
 
+use super::change::is_shortage;
 use super::{too_few_huge_pages, PrefaultError};
 use crate::host::GroupLimit;
 use crate::region::Span;
@@ -13,6 +14,10 @@ use crate::region::Span;
 /// An error of [`MemoryBuilder::build`](crate::MemoryBuilder::build).
 ///
 /// Nothing stays mapped after a failed build.
+///
+/// The message names the region, the request, the limit and a remedy. If the system or vm-memory
+/// has refused something, their reason is the [`source`](std::error::Error::source): print the
+/// messages of all causes.
 ///
 /// # Examples
 ///
@@ -330,7 +335,10 @@ pub enum BuildError {
         name: String,
     },
     /// The block size does not fit the region.
-    #[error("region {region}: the block size does not fit")]
+    #[error(
+        "region {region}: cannot divide it into blocks; use larger blocks, whose size is a power \
+        of two"
+    )]
     Blocks {
         /// The region.
         region: Span,
@@ -361,8 +369,11 @@ pub enum BuildError {
         /// The error of the allocator.
         source: TryReserveError,
     },
-    /// vm-memory refused a mapping.
-    #[error("region {region}: cannot make a vm-memory region of its mapping")]
+    /// vm-memory refused the bitmap of a region, or its mapping.
+    #[error(
+        "region {region}: vm-memory refuses its bitmap; pass one that tracks all of the region (a \
+        bitmap that marks in a log needs a larger log first)"
+    )]
     Region {
         /// The region.
         region: Span,
@@ -378,6 +389,45 @@ pub enum BuildError {
 }
 
 impl BuildError {
+    /// Returns whether the build failed because pages, or memory for them, were short.
+    ///
+    /// The same build may succeed later, for example that of a region that is hotplugged. The
+    /// variants are [`Memory`](Self::Memory), [`ControlGroup`](Self::ControlGroup),
+    /// [`HugePages`](Self::HugePages) and [`Bitmap`](Self::Bitmap), [`System`](Self::System) with
+    /// the errors that [`ChangeError::is_shortage`](crate::ChangeError::is_shortage) lists, and
+    /// [`Prefault`](Self::Prefault) with a shortage.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::{GuestAddress, GuestRegionMmap};
+    /// use vm_memory_host::{BuildError, Region};
+    ///
+    /// /// Returns `None` if the host lacks memory for the region now.
+    /// fn hotplug(region: Region) -> Result<Option<GuestRegionMmap>, BuildError> {
+    ///     match region.build() {
+    ///         Ok(region) => Ok(Some(region)),
+    ///         Err(error) if error.is_shortage() => Ok(None),
+    ///         Err(error) => Err(error),
+    ///     }
+    /// }
+    /// assert!(hotplug(Region::new(GuestAddress(0), 1 << 20))?.is_some());
+    /// assert!(hotplug(Region::new(GuestAddress(0), 0)).is_err());
+    /// # Ok::<(), BuildError>(())
+    /// ```
+    #[must_use]
+    pub fn is_shortage(&self) -> bool {
+        match self {
+            BuildError::Memory { .. }
+            | BuildError::ControlGroup { .. }
+            | BuildError::HugePages { .. }
+            | BuildError::Bitmap { .. } => true,
+            BuildError::System { source, .. } => is_shortage(source),
+            BuildError::Prefault(error) => error.is_shortage(),
+            _ => false,
+        }
+    }
+
     /// Creates a [`System`](Self::System) error.
     pub(crate) fn system(
         region: Span,

@@ -197,6 +197,12 @@ pub enum ChangeError {
         /// Its length in bytes.
         len: u64,
     },
+    /// A page number stands for an address that is not below 2^64. Nothing was changed.
+    #[error("page {page:#x} is past the end of guest memory; page numbers are below {:#x}", 1u64 << 52)]
+    PageNumber {
+        /// The guest physical address of the page, divided by 4096.
+        page: u64,
+    },
     /// The range is empty.
     #[error("no bytes at guest address {addr:#x} were requested; pass at least one block")]
     Empty {
@@ -357,13 +363,41 @@ impl ChangeError {
             ChangeError::NoPages { .. }
             | ChangeError::ControlGroup { .. }
             | ChangeError::Memory { .. } => true,
-            ChangeError::System { what, source, .. } => {
-                let error = source.raw_os_error();
-                *what == PLUG && error.is_some_and(|error| SHORTAGES.contains(&error))
-            }
+            ChangeError::System { what, source, .. } => *what == PLUG && is_shortage(source),
             _ => false,
         }
     }
+}
+
+impl PrefaultError {
+    /// Returns whether pages were not populated because they, or memory for them, were short.
+    ///
+    /// The same call may succeed later. The variants are [`Memory`](Self::Memory),
+    /// [`ControlGroup`](Self::ControlGroup), and [`System`](Self::System) with the errors that
+    /// [`ChangeError::is_shortage`] lists.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory_host::PrefaultError;
+    ///
+    /// assert!(PrefaultError::Memory { wanted: 2 << 30, available: 1 << 30 }.is_shortage());
+    /// assert!(!PrefaultError::Cancelled { done: 0, total: 2 << 30 }.is_shortage());
+    /// ```
+    #[must_use]
+    pub fn is_shortage(&self) -> bool {
+        match self {
+            PrefaultError::Memory { .. } | PrefaultError::ControlGroup { .. } => true,
+            PrefaultError::System { source, .. } => is_shortage(source),
+            _ => false,
+        }
+    }
+}
+
+/// Returns whether an error of the system says that pages, or memory for them, are short.
+pub(super) fn is_shortage(error: &io::Error) -> bool {
+    let number = error.raw_os_error();
+    number.is_some_and(|number| SHORTAGES.contains(&number))
 }
 
 /// The operation of a [`ChangeError::System`] that did not plug a block.

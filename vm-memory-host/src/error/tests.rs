@@ -1,4 +1,4 @@
-//! The causes of errors: `source` returns each of them, and no message repeats it.
+//! The causes of errors: `source` returns each of them, and the message does not repeat it.
 
 use std::error::Error;
 use std::io;
@@ -9,7 +9,7 @@ use vm_memory::GuestRegionCollectionError;
 
 use super::*;
 use crate::region::Span;
-use crate::{ArenaError, ResidencyError};
+use crate::{ArenaError, DescriptionError, ResidencyError};
 
 const REGION: Span = Span {
     start: 0x1000,
@@ -82,6 +82,7 @@ fn change_error_has_cause(error: &ChangeError) -> bool {
         E::System { .. } | E::NoPages { .. } => true,
         E::Hole { .. }
         | E::PastTop { .. }
+        | E::PageNumber { .. }
         | E::Empty { .. }
         | E::NotProvisioned(_)
         | E::OtherProcess(_)
@@ -199,6 +200,65 @@ fn change_error_is_shortage_only_if_pages_for_a_plug_are_short() {
     }
     assert!(!ChangeError::NoBlocks { region }.is_shortage());
     assert!(!ChangeError::Hole { addr: 0 }.is_shortage());
+}
+
+#[test]
+fn error_of_build_is_shortage_only_if_pages_or_memory_are_short() {
+    let (region, wanted, available) = (REGION, 2, 1);
+    let system = |number| {
+        BuildError::system(
+            region,
+            "map it",
+            io::Error::from_raw_os_error(number),
+            "wait",
+        )
+    };
+    let no_pages = BuildError::HugePages {
+        region,
+        page_size: 2 << 20,
+        wanted,
+        free: 0,
+        nodes: Vec::new(),
+    };
+    let no_memory = BuildError::Memory {
+        region,
+        wanted,
+        available,
+    };
+    let no_room = Vec::<u64>::new().try_reserve(usize::MAX).unwrap_err();
+    let no_bitmap = BuildError::Bitmap {
+        region,
+        source: no_room,
+    };
+    let prefault = BuildError::Prefault(prefault_error());
+    let plug = ChangeError::Memory {
+        region,
+        start: 0,
+        len: 1,
+        wanted,
+        available,
+        done: 0,
+    };
+    assert!(DescriptionError::Change(plug).is_shortage());
+    for error in [no_pages, no_memory, no_bitmap, prefault] {
+        assert!(error.is_shortage(), "{error}");
+        assert!(DescriptionError::Layout(error).is_shortage());
+    }
+    for number in [libc::EFAULT, libc::ENOMEM, libc::ENOSPC, libc::EDQUOT] {
+        assert!(system(number).is_shortage(), "{number}");
+    }
+    let cancelled = PrefaultError::Cancelled { done: 0, total: 1 };
+    let read_only = DescriptionError::Change(ChangeError::ReadOnly { region });
+    assert!(!read_only.is_shortage() && !DescriptionError::Version { version: 2 }.is_shortage());
+    for error in [
+        system(libc::EACCES),
+        BuildError::NoRegion,
+        BuildError::NotSealed { region },
+        BuildError::Prefault(cancelled),
+    ] {
+        assert!(!error.is_shortage(), "{error}");
+        assert!(!DescriptionError::Layout(error).is_shortage());
+    }
 }
 
 #[test]

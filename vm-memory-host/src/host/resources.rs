@@ -98,7 +98,7 @@ pub struct HugePagePool {
 #[doc(alias = "nr_hugepages")]
 #[doc(alias = "hugetlb")]
 pub fn huge_page_pools() -> Vec<HugePagePool> {
-    HostResources::current().pools()
+    HostResources::current().huge_page_pools()
 }
 
 impl HostResources {
@@ -136,7 +136,7 @@ impl HostResources {
         // The process keeps this limit.
         let _ = vma_limit();
         let sizes = self.huge_page_sizes().unwrap_or_default();
-        let _ = (self.pools(), self.allowed_nodes());
+        let _ = (self.huge_page_pools(), self.allowed_nodes());
         for node in self.nodes().unwrap_or_default() {
             let _ = self.cpus_of_nodes(&[node]);
             for size in &sizes {
@@ -157,8 +157,35 @@ impl HostResources {
         &self.files
     }
 
-    /// Returns the pools of huge pages, ordered by page size.
-    pub(crate) fn pools(&self) -> Vec<HugePagePool> {
+    /// Returns the pools of huge pages, ordered by page size, as they were when they were read.
+    ///
+    /// The list is empty if the kernel has no huge pages or /sys was not mounted.
+    ///
+    /// # Examples
+    ///
+    /// Choose the backing before the process enters its jail, and reserve the pages later:
+    ///
+    /// ```no_run
+    /// use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// use vm_memory_host::{Backing, HostResources, HugePagePool, MemoryBuilder, Region};
+    ///
+    /// let host = HostResources::read();
+    /// let size = 16 << 20;
+    /// let mut region = Region::new(GuestAddress(0), size);
+    /// let has_room = |pool: &&HugePagePool| {
+    ///     pool.page_size <= 2 << 20 && pool.free * pool.page_size >= size
+    /// };
+    /// if let Some(pool) = host.huge_page_pools().iter().rev().find(has_room) {
+    ///     region = region.backing(Backing::Hugetlb { page_size: pool.page_size });
+    /// }
+    /// let builder = MemoryBuilder::new().host_resources(host).region(region);
+    /// let memory: GuestMemoryMmap = builder.build()?;
+    /// # Ok::<(), vm_memory_host::BuildError>(())
+    /// ```
+    #[doc(alias = "nr_hugepages")]
+    #[doc(alias = "hugetlb")]
+    #[must_use]
+    pub fn huge_page_pools(&self) -> Vec<HugePagePool> {
         let directory = self.sys().join("kernel/mm/hugepages");
         let directories = self.files.list(&directory).unwrap_or_default();
         let pools = directories.iter().filter_map(|path| self.pool(path));
@@ -222,7 +249,7 @@ impl HostResources {
     /// An empty list stands for all nodes whose memory this process may use. Returns `None` if the
     /// number is not known.
     pub(crate) fn free_huge_pages(&self, page_size: u64, nodes: &[u32]) -> Option<u64> {
-        let pools = self.pools();
+        let pools = self.huge_page_pools();
         let pool = pools.iter().find(|pool| pool.page_size == page_size);
         let free = pool?.free;
         let Some(all) = self.nodes() else {
@@ -390,7 +417,7 @@ pub(crate) mod tests {
             ),
             ("kernel/mm/hugepages/nonsense/nr_hugepages", "1\n"),
         ]);
-        let pools = host.pools();
+        let pools = host.huge_page_pools();
         assert_eq!(
             pools.iter().map(|pool| pool.page_size).collect::<Vec<_>>(),
             [2 << 20, 1 << 30]
@@ -542,7 +569,7 @@ pub(crate) mod tests {
         let (keep, host) = tree(&files);
         let all = |host: &HostResources| {
             (
-                (host.pools(), host.huge_page_sizes(), host.nodes()),
+                (host.huge_page_pools(), host.huge_page_sizes(), host.nodes()),
                 (host.allowed_nodes(), host.cpus_of_nodes(&[1])),
                 host.free_huge_pages(2 << 20, &[]),
                 host.transparent_huge_pages_refused(true),

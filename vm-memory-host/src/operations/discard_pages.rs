@@ -142,6 +142,9 @@ impl fmt::Display for DiscardReport {
 /// The pages are discarded before the call returns, so acknowledge the request of the guest
 /// afterwards.
 ///
+/// A request may have several descriptors. `examples/balloon.rs` reads a list from any number of
+/// them, by [`IoBuffer::copy_to`](vm_memory::vectored::IoBuffer::copy_to).
+///
 /// # Examples
 ///
 /// ```
@@ -285,11 +288,8 @@ where
     M: GuestMemoryBackend,
     M::R: HostMapped,
 {
-    let past_top = ChangeError::PastTop {
-        start: page.saturating_mul(NUMBERED),
-        len: NUMBERED,
-    };
-    let addr = page.checked_mul(NUMBERED).ok_or(past_top)?;
+    let addr = page.checked_mul(NUMBERED);
+    let addr = addr.ok_or(ChangeError::PageNumber { page })?;
     let hole = || ChangeError::Hole { addr };
     let found = memory.to_region_addr(GuestAddress(addr));
     let (region, offset) = found.ok_or_else(hole)?;

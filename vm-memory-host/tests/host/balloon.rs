@@ -54,7 +54,7 @@ fn is_ram(page: u64) -> bool {
 /// Returns whether an error is the reason to refuse a page of [`mixed_memory`].
 fn is_reason(page: u64, error: &ChangeError) -> bool {
     match error {
-        ChangeError::PastTop { len: PAGE, .. } => page >= 1 << 52,
+        ChangeError::PageNumber { page: refused } => page >= 1 << 52 && *refused == page,
         ChangeError::ReadOnly { region } => ROM.contains(&page) && region.start == ROM.start * PAGE,
         ChangeError::NotProvisioned(_) => FOREIGN.contains(&page),
         ChangeError::Hole { addr } => {
