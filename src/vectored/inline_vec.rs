@@ -1,20 +1,27 @@
 //! [`InlineVec`]: a vector whose first elements need no allocation.
 
-use core::mem::MaybeUninit;
+use core::mem::{self, MaybeUninit};
 use core::ops::{Deref, DerefMut};
 use core::{ptr, slice};
 use std::collections::TryReserveError;
 
 /// A vector whose first `N` elements are stored in itself.
 ///
+/// ```text
+///   inline    ├─ elements ─┤ places ┤         without a heap: `mark` is the number of elements
+///   heap      ├ removed ┤─ elements ─┤        with a heap: `mark` is the number of removed ones
+/// ```
+///
 /// Invariants:
 ///
-/// - The first `inline_len` elements of `inline` are initialised, and `inline_len <= N`.
-/// - If `heap` has a capacity, it has all elements, and `inline_len` is 0.
+/// - If `heap` has no capacity, the first `mark` places of `inline` have the elements. They are
+///   initialised, and `mark <= N`.
+/// - If `heap` has a capacity, its places from `mark` on have the elements. They are initialised,
+///   and `mark <= heap.len()`.
 pub(super) struct InlineVec<T, const N: usize> {
     inline: [MaybeUninit<T>; N],
-    inline_len: usize,
-    heap: Vec<T>,
+    mark: usize,
+    heap: Vec<MaybeUninit<T>>,
 }
 
 impl<T, const N: usize> InlineVec<T, N> {
@@ -26,7 +33,7 @@ impl<T, const N: usize> InlineVec<T, N> {
         let () = Self::HAS_BYTES;
         Self {
             inline: [const { MaybeUninit::uninit() }; N],
-            inline_len: 0,
+            mark: 0,
             heap: Vec::new(),
         }
     }
@@ -40,7 +47,7 @@ impl<T, const N: usize> InlineVec<T, N> {
     /// Returns the number of elements for which there is room.
     pub(super) fn capacity(&self) -> usize {
         if self.is_on_heap() {
-            self.heap.capacity()
+            self.heap.capacity().saturating_sub(self.mark)
         } else {
             N
         }
@@ -50,10 +57,10 @@ impl<T, const N: usize> InlineVec<T, N> {
     #[inline(always)]
     pub(super) fn push(&mut self, element: T) {
         if !self.is_on_heap() {
-            if let Some(place) = self.inline.get_mut(self.inline_len) {
+            if let Some(place) = self.inline.get_mut(self.mark) {
                 place.write(element);
                 // Less than `N` before.
-                self.inline_len = self.inline_len.wrapping_add(1);
+                self.mark = self.mark.wrapping_add(1);
                 return;
             }
         }
@@ -64,7 +71,7 @@ impl<T, const N: usize> InlineVec<T, N> {
     #[inline(never)]
     fn push_on_heap(&mut self, element: T) {
         self.move_to_heap();
-        self.heap.push(element);
+        self.heap.push(MaybeUninit::new(element));
     }
 
     /// Makes room for one more element.
@@ -72,7 +79,7 @@ impl<T, const N: usize> InlineVec<T, N> {
         if self.is_on_heap() {
             return self.heap.try_reserve(1);
         }
-        if self.inline_len < N {
+        if self.mark < N {
             return Ok(());
         }
         let mut heap = Vec::new();
@@ -88,31 +95,37 @@ impl<T, const N: usize> InlineVec<T, N> {
         }
     }
 
-    /// Moves the elements from `inline` to `heap`, which has a capacity.
-    fn move_to(&mut self, heap: Vec<T>) {
-        let len = core::mem::take(&mut self.inline_len);
+    /// Moves the elements from `inline` to `heap`, which has a capacity for them.
+    fn move_to(&mut self, heap: Vec<MaybeUninit<T>>) {
+        let elements = self.inline.iter_mut().take(self.mark).map(take);
         self.heap = heap;
-        // The elements are not in `inline` any more: if a push panics, the others are not dropped.
-        for place in self.inline.iter().take(len) {
-            // SAFETY: the first `len` elements of `inline` are initialised (invariant of the type).
-            // Each is moved out once, and `inline_len` is 0, so nothing reads them again.
-            self.heap.push(unsafe { place.assume_init_read() });
-        }
+        self.heap.extend(elements);
+        self.mark = 0;
     }
 
     /// Drops all elements but the first `len`.
     #[expect(clippy::disallowed_methods, reason = "the array is not guest memory")]
     pub(super) fn truncate(&mut self, len: usize) {
-        self.heap.truncate(len);
-        let Some(rest) = self.inline.get_mut(len..self.inline_len) else {
+        let Some(count) = self.len().checked_sub(len) else {
             return;
         };
-        self.inline_len = len;
-        let rest = ptr::slice_from_raw_parts_mut(rest.as_mut_ptr().cast::<T>(), rest.len());
-        // SAFETY: `rest` is a part of the elements that were initialised, and is borrowed from
-        // `self`. `inline_len` excludes them, so nothing uses them after this, also if a drop
-        // panics. A `MaybeUninit<T>` has the layout of a `T`.
-        unsafe { ptr::drop_in_place(rest) };
+        let first = if self.is_on_heap() {
+            let end = self.mark.saturating_add(len);
+            self.heap.truncate(end);
+            if len == 0 {
+                self.remove_places();
+            }
+            self.heap.as_mut_ptr().wrapping_add(end)
+        } else {
+            self.mark = len;
+            self.inline.as_mut_ptr().wrapping_add(len)
+        };
+        let removed = ptr::slice_from_raw_parts_mut(first.cast::<T>(), count);
+        // SAFETY: these are the last `count` elements, which were initialised. They are in `inline`
+        // or in the allocation of `heap`, which `truncate` and `clear` of a `Vec` keep. The lengths
+        // exclude them, so nothing uses them after this, also if a drop panics. A `MaybeUninit<T>`
+        // has the layout of a `T`.
+        unsafe { ptr::drop_in_place(removed) };
     }
 
     /// Drops all elements, and keeps the allocation.
@@ -121,29 +134,64 @@ impl<T, const N: usize> InlineVec<T, N> {
     }
 
     /// Drops the first `count` elements, and keeps the allocation.
+    ///
+    /// On average, moves at most one element for each one that it drops.
     pub(super) fn remove_front(&mut self, count: usize) {
         let count = count.min(self.len());
-        self.rotate_left(count);
-        self.truncate(self.len().saturating_sub(count));
+        if self.is_on_heap() {
+            self.remove_front_of_heap(count);
+        } else {
+            self.rotate_left(count);
+            self.truncate(self.len().saturating_sub(count));
+        }
+    }
+
+    /// Drops the first `count` elements, which are on the heap.
+    #[expect(clippy::disallowed_methods, reason = "the array is not guest memory")]
+    fn remove_front_of_heap(&mut self, count: usize) {
+        let first = self.heap.as_mut_ptr().wrapping_add(self.mark);
+        self.mark = self.mark.saturating_add(count);
+        let removed = ptr::slice_from_raw_parts_mut(first.cast::<T>(), count);
+        // SAFETY: the elements begin at the previous `mark`. There are at least `count` (checked by
+        // the caller), which are initialised. `mark` excludes these, so nothing uses them after
+        // this, also if a drop panics. A `MaybeUninit<T>` has the layout of a `T`.
+        unsafe { ptr::drop_in_place(removed) };
+        // At least as many have been removed since the last move as are moved now.
+        if self.mark >= self.len() {
+            self.remove_places();
+        }
+    }
+
+    /// Moves the elements on the heap to its first places.
+    fn remove_places(&mut self) {
+        self.heap.drain(..self.mark);
+        self.mark = 0;
     }
 
     /// Moves the elements at `at` and after it to a new vector.
     pub(super) fn split_off(&mut self, at: usize) -> Self {
+        let at = at.min(self.len());
         let mut rest = Self::new();
-        let count = self.len().saturating_sub(at);
-        for element in self.heap.drain(at.min(self.heap.len())..) {
-            rest.push(element);
+        let push = |element: MaybeUninit<T>| {
+            // SAFETY: this is one of the elements, which are initialised. It was moved out of its
+            // place, which the lengths exclude, so nothing else uses it.
+            rest.push(unsafe { element.assume_init() });
+        };
+        if self.is_on_heap() {
+            let end = self.mark.saturating_add(at);
+            self.heap.drain(end..).for_each(push);
+        } else {
+            let len = mem::replace(&mut self.mark, at);
+            let places = self.inline.iter_mut().take(len).skip(at);
+            places.map(take).for_each(push);
         }
-        let len = self.inline_len;
-        self.inline_len = len.min(at);
-        for place in self.inline.iter().take(len).skip(at) {
-            // SAFETY: the element is one of the first `len`, which were initialised. It is moved
-            // out once, and `inline_len` excludes it, so nothing reads it again.
-            rest.push(unsafe { place.assume_init_read() });
-        }
-        debug_assert_eq!(rest.len(), count);
         rest
     }
+}
+
+/// Moves an element out of its place.
+fn take<T>(place: &mut MaybeUninit<T>) -> MaybeUninit<T> {
+    mem::replace(place, MaybeUninit::uninit())
 }
 
 impl<T, const N: usize> Deref for InlineVec<T, N> {
@@ -152,25 +200,32 @@ impl<T, const N: usize> Deref for InlineVec<T, N> {
     #[inline(always)]
     #[expect(clippy::disallowed_methods, reason = "the array is not guest memory")]
     fn deref(&self) -> &[T] {
-        if self.is_on_heap() {
-            return &self.heap;
-        }
-        // SAFETY: the first `inline_len` elements are initialised (invariant of the type), and a
-        // `MaybeUninit<T>` has the layout of a `T`. They are borrowed for as long as the result.
-        unsafe { slice::from_raw_parts(self.inline.as_ptr().cast(), self.inline_len) }
+        let (first, len) = if self.is_on_heap() {
+            let first = self.heap.as_ptr().wrapping_add(self.mark);
+            (first, self.heap.len().wrapping_sub(self.mark))
+        } else {
+            (self.inline.as_ptr(), self.mark)
+        };
+        // SAFETY: these are the places of the elements, which are initialised (invariants of the
+        // type). A `MaybeUninit<T>` has the layout of a `T`. `self` is borrowed for as long as the
+        // result.
+        unsafe { slice::from_raw_parts(first.cast(), len) }
     }
 }
 
 impl<T, const N: usize> DerefMut for InlineVec<T, N> {
     #[expect(clippy::disallowed_methods, reason = "the array is not guest memory")]
     fn deref_mut(&mut self) -> &mut [T] {
-        if self.is_on_heap() {
-            return &mut self.heap;
-        }
-        // SAFETY: the first `inline_len` elements are initialised (invariant of the type), and a
-        // `MaybeUninit<T>` has the layout of a `T`. They are borrowed for as long as the result,
-        // exclusively.
-        unsafe { slice::from_raw_parts_mut(self.inline.as_mut_ptr().cast(), self.inline_len) }
+        let (first, len) = if self.is_on_heap() {
+            let first = self.heap.as_mut_ptr().wrapping_add(self.mark);
+            (first, self.heap.len().wrapping_sub(self.mark))
+        } else {
+            (self.inline.as_mut_ptr(), self.mark)
+        };
+        // SAFETY: these are the places of the elements, which are initialised (invariants of the
+        // type). A `MaybeUninit<T>` has the layout of a `T`. `self` is borrowed for as long as the
+        // result, exclusively.
+        unsafe { slice::from_raw_parts_mut(first.cast(), len) }
     }
 }
 
@@ -186,8 +241,7 @@ impl<T, const N: usize> FromIterator<T> for InlineVec<T, N> {
 
 impl<T, const N: usize> Drop for InlineVec<T, N> {
     fn drop(&mut self) {
-        // The heap drops its own elements.
-        if self.inline_len != 0 {
+        if mem::needs_drop::<T>() {
             self.clear();
         }
     }
@@ -236,6 +290,47 @@ mod tests {
                 assert_eq!(first.last().map(|last| **last), Some(70));
             }
         }
+    }
+
+    #[test]
+    fn remove_front_of_each_element_moves_each_about_once() {
+        for count in [1, 3] {
+            let (mut some, mut expected) = (numbers(0..1000), 0);
+            let (mut moved, mut last) = (0, some.last().map(ptr::from_ref));
+            while !some.is_empty() {
+                some.remove_front(count);
+                expected = (expected + count).min(1000);
+                assert_eq!(some.first().map(|first| **first).unwrap_or(1000), expected);
+                // A move changes the address of each element.
+                let now = some.last().map(ptr::from_ref).or(last);
+                if now != last {
+                    (moved, last) = (moved + some.len(), now);
+                }
+            }
+            assert!((500..=1000).contains(&moved), "{moved}");
+        }
+    }
+
+    #[test]
+    fn capacity_of_queue_stays_bounded() {
+        let (mut queue, mut model) = (
+            numbers(0..100),
+            std::collections::VecDeque::from_iter(0..100),
+        );
+        let end = if cfg!(miri) { 500 } else { 10_000 };
+        for number in 100..end {
+            queue.try_reserve_one().unwrap();
+            queue.push(Rc::new(number));
+            queue.remove_front(1);
+            model.push_back(number);
+            model.pop_front();
+            assert_eq!(queue.len(), 100);
+            assert!(queue
+                .iter()
+                .map(|number| **number)
+                .eq(model.iter().copied()));
+        }
+        assert!(queue.heap.capacity() <= 512, "{}", queue.heap.capacity());
     }
 
     #[test]

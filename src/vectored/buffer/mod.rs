@@ -53,7 +53,8 @@ const BUFFER: &str = "buffer";
 /// A guest chooses the number of segments, in particular behind an IOMMU. A buffer has at most
 /// [`MAX_VECTORS`] segments, 1024, as many as one system call accepts. A device may
 /// [set another limit](Self::set_segment_limit). [`try_extend`](Self::try_extend) returns an error
-/// beyond the limit. A segment takes about 80 bytes.
+/// beyond the limit. A segment takes about 80 bytes. Segments that were removed from the front keep
+/// their space while they are fewer than the others.
 ///
 /// # Dirty tracking
 ///

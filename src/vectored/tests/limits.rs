@@ -68,6 +68,29 @@ fn io_buffer_push_past_segment_limit_returns_error() {
 }
 
 #[test]
+fn complete_front_by_segment_moves_each_segment_about_once() {
+    const SEGMENTS: usize = 2000;
+    let memory = Arc::new(regions(1));
+    let mut buffer = IoBuffer::new(memory, Permissions::Write);
+    buffer.set_segment_limit(SEGMENTS);
+    for _ in 0..SEGMENTS {
+        buffer.push(GuestAddress(0x10), 4).unwrap();
+    }
+    let last = |buffer: &IoBuffer<Memory>| buffer.vectors().last().map(std::ptr::from_ref);
+    let (mut moved, mut address) = (0, last(&buffer));
+    for left in (0..2 * SEGMENTS).rev() {
+        // Half of a segment.
+        assert_eq!(buffer.complete_front(2), 2);
+        assert_eq!(buffer.len(), 2 * left);
+        let now = last(&buffer).or(address);
+        if now != address {
+            (moved, address) = (moved + buffer.vectors().len(), now);
+        }
+    }
+    assert!(moved <= SEGMENTS, "{moved}");
+}
+
+#[test]
 fn io_buffer_extended_past_segment_limit_is_unchanged() {
     let memory = Arc::new(regions(2));
     let ranges = |count| std::iter::repeat_n((GuestAddress(0xff8), 0x10), count);
