@@ -90,7 +90,7 @@
 //! | [`bitmap`] | dirty tracking of one region; [`AtomicBitmap`](bitmap::AtomicBitmap) with the feature | `backend-bitmap` |
 //! | [`dirty`] | the dirty pages of a whole memory, merged with logs of KVM, vhost and VFIO | `backend-bitmap` |
 //! | [`iommu`] | memory that an IOMMU translates | `iommu` |
-//! | [`fault`] | recovery from SIGBUS and SIGSEGV | |
+//! | [`fault`] | recovery from SIGBUS and SIGSEGV, or from access violations of Windows | |
 //!
 //! Four features have no module of their own. `derive` adds `#[derive(ByteValued)]`, which proves
 //! that a struct is a plain value. `zerocopy` adds `Zerocopy`, a wrapper for types that the crate
@@ -123,11 +123,13 @@
 //!
 //! # Platforms
 //!
-//! Linux on x86_64 and aarch64 has assembly access routines and fault recovery. Other Unix systems
-//! use the same routines on these processors, without fault recovery. Windows, Apple's systems and
-//! other processors move bytes by relaxed atomics. On Windows, `backend-mmap` is not implemented.
-//! CI builds for macOS and Windows without features, and runs nothing there. The oldest supported
+//! Linux on x86_64 and aarch64, and Windows on x86_64, have assembly access routines and fault
+//! recovery. Other Unix systems use the same routines on these processors, without fault recovery.
+//! Apple's systems and other processors move bytes by relaxed atomics. CI runs tests for Windows
+//! under Wine. It builds for macOS without features, and runs nothing there. The oldest supported
 //! compiler is Rust 1.89.
+//!
+//! On Windows, set `default-features = false`: the features `rawfd` and `xen` do not exist there.
 //!
 //! # System calls
 //!
@@ -194,9 +196,16 @@ compile_error!("vm-memory: only targets with pointers of 64 bits are supported, 
 #[cfg(all(feature = "xen", windows))]
 compile_error!("vm-memory: the feature `xen` is not supported on Windows; disable it");
 
-#[cfg(all(feature = "backend-mmap", not(unix)))]
+#[cfg(all(feature = "rawfd", windows))]
 compile_error!(
-    "vm-memory: the feature `backend-mmap` is implemented for Unix only; disable it on this target"
+    "vm-memory: the feature `rawfd` needs file descriptors, which Windows does not have; set \
+     `default-features = false`"
+);
+
+#[cfg(all(feature = "backend-mmap", not(any(unix, windows))))]
+compile_error!(
+    "vm-memory: the feature `backend-mmap` is implemented for Unix and Windows only; disable it on \
+     this target"
 );
 
 // # Layers
@@ -302,7 +311,7 @@ pub use guest_memory::{
 pub use io::{ReadVolatile, WriteVolatile};
 #[cfg(feature = "iommu")]
 pub use iommu::{Iommu, IommuMemory, Iotlb};
-#[cfg(all(feature = "backend-mmap", unix))]
+#[cfg(feature = "backend-mmap")]
 pub use mmap::{GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 #[cfg(all(feature = "xen", unix))]
 pub use mmap::{MmapRange, MmapXenFlags};

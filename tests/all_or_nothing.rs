@@ -1,5 +1,5 @@
 //! An access through `all_or_nothing` moves all bytes of its range, or none.
-#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap", unix))]
+#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::io::Cursor;
 

@@ -1,6 +1,6 @@
 //! `DirtyMemory` divides the dirty bytes into runs that can be read as a whole, and into unreadable
 //! runs.
-#![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap"))]
+#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -10,7 +10,9 @@ use proptest::prelude::*;
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::dirty::DirtyMemory;
 use vm_memory::mmap::{MmapRegionBuilder, PluggedBlocks};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, Permissions,
+};
 
 type Memory = GuestMemoryMmap<AtomicBitmap>;
 
@@ -115,7 +117,7 @@ fn runs_after_region_is_replaced_are_readable_in_the_new_memory() {
 #[test]
 fn runs_of_region_that_cannot_be_read_are_unreadable() {
     let mapping = MmapRegionBuilder::<AtomicBitmap>::new(0x2000)
-        .with_mmap_prot(libc::PROT_NONE)
+        .with_permissions(Permissions::No)
         .build()
         .unwrap();
     let hidden = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();

@@ -1,6 +1,5 @@
 //! A `DirtyMemory` as a set equals a `BTreeSet` of page addresses, for any two layouts of memory.
 #![cfg(all(
-    unix,
     feature = "backend-mmap",
     feature = "backend-bitmap",
     feature = "iommu"

@@ -1,5 +1,5 @@
 //! A `DirtyMemory` reports a page in each region that shares its mapping or its bitmap.
-#![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap"))]
+#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;

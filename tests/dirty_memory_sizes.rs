@@ -1,5 +1,5 @@
 //! A `DirtyMemory` accepts regions that are not RAM, and regions of any length.
-#![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap"))]
+#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::num::NonZeroUsize;
 

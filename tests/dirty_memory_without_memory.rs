@@ -1,6 +1,6 @@
 //! `DirtyMemory::try_reserve` returns an error if memory runs out, and loses no page. The allocator
 //! of this program fails on request, so it is a separate program.
-#![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap"))]
+#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
 #![expect(unsafe_code, reason = "implements an allocator that fails")]
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -1,5 +1,5 @@
 //! The dirty pages that contain only zeroes.
-#![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap"))]
+#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;

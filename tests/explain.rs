@@ -3,7 +3,6 @@
     feature = "backend-mmap",
     feature = "backend-bitmap",
     feature = "iommu",
-    unix
 ))]
 
 use std::collections::BTreeMap;

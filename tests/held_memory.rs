@@ -1,5 +1,5 @@
 //! `GuestMemory::held`: slices that stay valid until the view is dropped.
-#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap", unix))]
+#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{

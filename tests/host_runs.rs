@@ -1,5 +1,5 @@
 //! Runs of host memory join regions that are adjacent in guest memory and in host memory.
-#![cfg(all(feature = "backend-mmap", unix))]
+#![cfg(feature = "backend-mmap")]
 #![expect(unsafe_code, reason = "places regions in one mapping")]
 
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use vm_memory::{
 };
 
 /// Creates a region of one page for each pair (page of guest memory, page of one mapping).
-fn placed(pages: &[(u64, usize)], protection: i32) -> GuestMemoryMmap {
+fn placed(pages: &[(u64, usize)], permissions: Permissions) -> GuestMemoryMmap {
     let mapping: Arc<MmapRegion> = Arc::new(MmapRegion::new(16 * PAGE).unwrap());
     let regions = pages.iter().map(|&(guest, host)| {
         let at = mapping.as_ptr().wrapping_add(host * PAGE);
         let builder = MmapRegionBuilder::<()>::new(PAGE)
             .with_owner(Arc::clone(&mapping))
-            .with_mmap_prot(protection);
+            .with_permissions(permissions);
         // SAFETY: the page is in `mapping`, which the region owns, and which is readable and
         // writable. No Rust reference to it exists.
         let builder = unsafe { builder.with_raw_mmap_pointer(at) };
@@ -29,7 +29,7 @@ fn placed(pages: &[(u64, usize)], protection: i32) -> GuestMemoryMmap {
 }
 
 fn read_write(pages: &[(u64, usize)]) -> GuestMemoryMmap {
-    placed(pages, libc::PROT_READ | libc::PROT_WRITE)
+    placed(pages, Permissions::ReadWrite)
 }
 
 /// Returns the guest address and the length of each run, after checking its host addresses.
@@ -87,7 +87,7 @@ fn host_runs_across_hole_or_in_descending_order_do_not_join() {
 
 #[test]
 fn host_runs_without_permission_return_error() {
-    let memory = placed(&[(0, 0), (1, 1)], libc::PROT_READ);
+    let memory = placed(&[(0, 0), (1, 1)], Permissions::Read);
     let first = |access| {
         let mut runs = memory.host_runs(GuestAddress(0), 2 * PAGE, access).unwrap();
         runs.next().unwrap()

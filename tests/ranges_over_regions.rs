@@ -1,6 +1,6 @@
 //! All ways to walk a range over several regions agree: the iterator, `try_for_each_slice`, and
 //! `regions_from`.
-#![cfg(all(feature = "backend-mmap", unix))]
+#![cfg(feature = "backend-mmap")]
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! Threads that access the same guest bytes see no torn or reordered values, and lose no marks.
 //!
 //! The tests are short enough for ThreadSanitizer, which checks the accesses themselves.
-#![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap"))]
+#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

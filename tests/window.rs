@@ -1,5 +1,5 @@
 //! A [`Window`] behaves as a vector of its bytes: it is resolved once and accessed by offset.
-#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap", unix))]
+#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::collections::BTreeSet;
 use std::io::{Cursor, ErrorKind};

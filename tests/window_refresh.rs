@@ -3,7 +3,6 @@
     feature = "backend-mmap",
     feature = "backend-atomic",
     feature = "iommu",
-    unix
 ))]
 
 use std::sync::atomic::{AtomicBool, Ordering};

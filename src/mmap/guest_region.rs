@@ -3,7 +3,7 @@
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use super::unix::HostRange;
+use super::host_range::HostRange;
 use super::{FromRangesError, MmapRegion};
 use crate::address::Address;
 use crate::bitmap::{Bitmap, NewBitmap, BS};

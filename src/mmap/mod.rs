@@ -9,7 +9,7 @@
 //! | to | use |
 //! |---|---|
 //! | map zeroes or files at guest addresses | [`GuestMemoryMmap::from_ranges`], [`GuestMemoryMmap::from_ranges_with_files`] |
-//! | choose protection, flags, bitmap | [`MmapRegionBuilder`] |
+//! | choose permissions, flags, bitmap | [`MmapRegionBuilder`] |
 //! | use a mapping that exists already | [`MmapRegionBuilder::with_raw_mmap_pointer`] |
 //! | plug and unplug memory while devices run | [`PluggedBlocks`] |
 //! | map memory of a Xen guest | `MmapRange` and `MmapXenFlags`, with the feature `xen` |
@@ -57,6 +57,16 @@
 //! change what the region refuses. A region of an existing mapping refuses nothing if its
 //! protection is not stated ([`MmapRegion::build_raw`]).
 //!
+//! # Windows
+//!
+//! A region of zeroes is private memory of `VirtualAlloc`, which is committed at once. A region of
+//! a file is a view (`MapViewOfFile`), at any page of the file. `MmapRegionError` is
+//! [`std::io::Error`] there. A file that is too short is refused, and not extended. While a file
+//! has a view, the system does not truncate it.
+//!
+//! The builder has no protection and no flags; use [`MmapRegionBuilder::with_permissions`]. The
+//! methods that return them do not exist.
+//!
 //! # System calls
 //!
 //! `mmap(2)` and `munmap(2)`, `madvise(2)` if `munmap(2)` fails, and `fstat(2)` for a region of a
@@ -67,8 +77,15 @@
 use std::borrow::Borrow;
 
 mod blocks;
+mod builder;
 mod guest_region;
+mod host_range;
+mod owner;
+mod region;
+#[cfg(unix)]
 mod unix;
+#[cfg(windows)]
+mod windows;
 #[cfg(feature = "xen")]
 mod xen;
 
@@ -76,8 +93,15 @@ mod xen;
 mod tests;
 
 pub use blocks::{BlockStates, PluggedBlocks, PluggedBlocksError};
+pub use builder::MmapRegionBuilder;
 pub use guest_region::GuestRegionMmap;
-pub use unix::{MmapRegion, MmapRegionBuilder, MmapRegionError};
+pub use region::MmapRegion;
+pub use system::MmapRegionError;
+/// The mappings of this system: their options, errors and constructors.
+#[cfg(unix)]
+use unix as system;
+#[cfg(windows)]
+use windows as system;
 #[cfg(feature = "xen")]
 pub use xen::{MmapRange, MmapXenFlags};
 

@@ -118,11 +118,11 @@ impl Inaccessible {
 }
 
 /// The memory of a region of a Xen guest.
-#[cfg(feature = "backend-mmap")]
+#[cfg(all(feature = "backend-mmap", unix))]
 #[derive(Debug)]
 pub(crate) struct XenMemory(Infallible);
 
-#[cfg(feature = "backend-mmap")]
+#[cfg(all(feature = "backend-mmap", unix))]
 impl XenMemory {
     pub(crate) fn on_demand(&self) -> Option<OnDemand<'_>> {
         match self.0 {}

@@ -11,7 +11,7 @@ use crate::region::GuestMemoryRegion;
 
 #[test]
 fn granted_is_limited_by_iommu_region_and_bitmap() {
-    let physical = physical(&[(0, 64, BOTH), (64, 64, libc::PROT_READ)]);
+    let physical = physical(&[(0, 64, ReadWrite), (64, 64, Read)]);
     let mut memory = IommuMemory::new(
         physical.clone(),
         RwLock::<Iotlb>::default(),
@@ -90,7 +90,7 @@ fn marked_iommu_memory_marks_by_guest_address_and_iova() {
         map(&iotlb, &mappings);
         iotlb
     };
-    let regions = [(0, 64, BOTH), (0x100, 64, BOTH)];
+    let regions = [(0, 64, ReadWrite), (0x100, 64, ReadWrite)];
     let in_regions = |memory: &Physical| {
         let regions = memory.iter().map(|region| {
             let start = region.start_addr().0 as usize;

@@ -190,7 +190,7 @@ fn write_outside_physical_memory_reports_bytes_before() {
 
 #[test]
 fn write_obj_to_read_only_region_returns_error() {
-    let physical = physical(&[(0, 64, BOTH), (64, 64, libc::PROT_READ)]);
+    let physical = physical(&[(0, 64, ReadWrite), (64, 64, Read)]);
     let memory = IommuMemory::new(physical, RwLock::<Iotlb>::default(), true, bytewise(0x100));
     map(memory.iommu(), &[(0, 0, 128, ReadWrite)]);
     assert!(
@@ -212,7 +212,7 @@ fn write_obj_to_read_only_region_returns_error() {
 #[test]
 fn with_replaced_backend_shares_iommu_and_bitmap() {
     let mut first = memory(&[(0, 0, 16, ReadWrite)]);
-    let second = first.with_replaced_backend(physical(&[(0, 8, BOTH)]));
+    let second = first.with_replaced_backend(physical(&[(0, 8, ReadWrite)]));
     let copy = first.clone();
     assert!(Arc::ptr_eq(first.iommu(), second.iommu()) && Arc::ptr_eq(first.iommu(), copy.iommu()));
     assert!(
@@ -224,7 +224,7 @@ fn with_replaced_backend_shares_iommu_and_bitmap() {
         .with_replaced_backend(Physical::new())
         .get_iommu_enabled());
     let mut by_both = MarkedIommuMemory::by_both(
-        physical(&[(0, 8, BOTH)]),
+        physical(&[(0, 8, ReadWrite)]),
         RwLock::<Iotlb>::default(),
         false,
         bytewise(8),
@@ -316,7 +316,7 @@ fn rw_lock_of_iotlb_counts_translations() {
 /// A miss may be a message to another process.
 #[test]
 fn access_to_missing_mapping_translates_once() {
-    let physical = physical(&[(0, 64, BOTH)]);
+    let physical = physical(&[(0, 64, ReadWrite)]);
     let memory = IommuMemory::new(physical, Partial::new(usize::MAX), true, bytewise(64));
     let asked = |access: &dyn Fn()| {
         let before = memory.iommu().translations.load(Ordering::Relaxed);
@@ -342,7 +342,7 @@ fn access_to_missing_mapping_translates_once() {
 
 #[test]
 fn access_with_short_translation_returns_error() {
-    let physical = physical(&[(0, 64, BOTH)]);
+    let physical = physical(&[(0, 64, ReadWrite)]);
     let memory = IommuMemory::new(physical, Partial::new(6), true, bytewise(64));
     map(&memory.iommu().iotlb, &[(0, 8, 16, ReadWrite)]);
     assert_eq!(memory.write(&[1; 8], GuestAddress(0)).unwrap(), 6);
@@ -380,7 +380,7 @@ impl Iommu for Generous {
 
 #[test]
 fn access_with_long_translation_uses_only_its_range() {
-    let physical = physical(&[(0, 64, BOTH)]);
+    let physical = physical(&[(0, 64, ReadWrite)]);
     let memory = IommuMemory::new(physical, Generous::default(), true, bytewise(64));
     map(&memory.iommu().0, &[(0, 56, 16, ReadWrite)]);
     let at = GuestAddress(0);

@@ -63,20 +63,19 @@ fn bytewise(len: usize) -> AtomicBitmap {
     AtomicBitmap::new(len, NonZeroUsize::MIN)
 }
 
-fn physical(regions: &[(u64, usize, i32)]) -> Physical {
-    let regions = regions.iter().map(|&(start, len, prot)| {
-        let builder = MmapRegionBuilder::new_with_bitmap(len, bytewise(len)).with_mmap_prot(prot);
+fn physical(regions: &[(u64, usize, Permissions)]) -> Physical {
+    let regions = regions.iter().map(|&(start, len, permissions)| {
+        let builder =
+            MmapRegionBuilder::new_with_bitmap(len, bytewise(len)).with_permissions(permissions);
         GuestRegionMmap::new(builder.build().unwrap(), GuestAddress(start)).unwrap()
     });
     Physical::from_regions(regions.collect()).unwrap()
 }
 
-const BOTH: i32 = libc::PROT_READ | libc::PROT_WRITE;
-
 /// Creates 64 bytes at 0 and 64 bytes at 0x100. The IOMMU is on, and its bitmap tracks 0x200 bytes.
 fn memory(mappings: &[(u64, u64, usize, Permissions)]) -> Memory {
     let memory = IommuMemory::new(
-        physical(&[(0, 64, BOTH), (0x100, 64, BOTH)]),
+        physical(&[(0, 64, ReadWrite), (0x100, 64, ReadWrite)]),
         RwLock::<Iotlb>::default(),
         true,
         bytewise(0x200),

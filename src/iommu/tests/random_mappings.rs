@@ -39,7 +39,7 @@ struct Model {
     /// The guest address and the permissions of each mapped IOVA.
     table: BTreeMap<u64, (u64, Permissions)>,
     /// The start, length and protection of each region.
-    regions: [(u64, usize, i32); 3],
+    regions: [(u64, usize, Permissions); 3],
     bytes: [u8; 64],
     /// The number of IOVAs that the bitmap tracks.
     tracked: usize,
@@ -66,10 +66,11 @@ impl Model {
     /// Returns the start of the region and the guest address of an IOVA.
     fn place(&self, iova: u64, access: Permissions) -> Option<(u64, u64)> {
         let gpa = self.table.get(&iova)?.0;
-        let contains =
-            |&&(start, len, _): &&(u64, usize, i32)| (start..start + len as u64).contains(&gpa);
-        let &(start, _, prot) = self.regions.iter().find(contains)?;
-        (prot == BOTH || !access.has_write()).then_some((start, gpa))
+        let contains = |&&(start, len, _): &&(u64, usize, Permissions)| {
+            (start..start + len as u64).contains(&gpa)
+        };
+        let &(start, _, granted) = self.regions.iter().find(contains)?;
+        (granted == ReadWrite || !access.has_write()).then_some((start, gpa))
     }
 
     /// Returns whether the IOMMU allows the access to the whole range, and the bitmap tracks it.
@@ -225,8 +226,8 @@ proptest! {
         ),
     ) {
         // Two adjacent regions, a hole, and a region that may be read-only.
-        let prot = if read_only { libc::PROT_READ } else { BOTH };
-        let regions = [(0, 20, BOTH), (20, 10, BOTH), (36, 24, prot)];
+        let granted = if read_only { Read } else { ReadWrite };
+        let regions = [(0, 20, ReadWrite), (20, 10, ReadWrite), (36, 24, granted)];
         let iotlb = RwLock::<Iotlb>::default();
         let memory = IommuMemory::new(physical(&regions), iotlb, true, bytewise(tracked));
         map(memory.iommu(), &mappings);

@@ -55,11 +55,11 @@ fn access_visits_only_words_of_its_own_range() {
 
     let (size, block) = (1 << 30, 0x1000);
     let states = std::sync::Arc::new(blocks(size, block));
-    let mapping = MmapRegionBuilder::<()>::new(size)
-        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-        .with_plugged_blocks(states.clone())
-        .build()
-        .unwrap();
+    let builder = MmapRegionBuilder::<()>::new(size);
+    #[cfg(unix)]
+    let builder =
+        builder.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+    let mapping = builder.with_plugged_blocks(states.clone()).build().unwrap();
     let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
     let at = MemoryRegionAddress(size as u64 / 2);
     // All blocks are plugged, then one is missing at either end.

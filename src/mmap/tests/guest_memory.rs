@@ -37,14 +37,9 @@ fn guest_region_that_ends_at_2_64_is_refused() {
         GuestRegionMmap::<()>::from_range(GuestAddress(u64::MAX), 0x1000, None),
         Err(FromRangesError::InvalidGuestRegion)
     ));
-    assert!(matches!(
-        GuestRegionMmap::<()>::from_range(
-            GuestAddress(0),
-            0x1001,
-            Some(FileOffset::new(file(0x1000), 0))
-        ),
-        Err(FromRangesError::MmapRegion(MmapRegionError::MappingPastEof))
-    ));
+    let backing = Some(FileOffset::new(file(0x1000), 0));
+    let short = GuestRegionMmap::<()>::from_range(GuestAddress(0), 0x1001, backing);
+    assert!(is_past_eof(&short.unwrap_err()));
 }
 
 #[test]
@@ -67,7 +62,7 @@ fn from_ranges_returns_memory_or_error() {
     ));
     assert!(matches!(
         refused(&[(at(0), 0)]),
-        FromRangesError::MmapRegion(MmapRegionError::Mmap(_))
+        FromRangesError::MmapRegion(_)
     ));
     assert!(matches!(
         refused(&[(at(u64::MAX), 1)]),
@@ -75,19 +70,14 @@ fn from_ranges_returns_memory_or_error() {
     ));
 
     let place = FileOffset::new(file(0x2000), 0x1000);
-    place
-        .file()
-        .write_all_at(&[1, 2, 3, 4], 0x1ffe - 2)
-        .unwrap();
+    write_at(place.file(), &[1, 2, 3, 4], 0x1ffe - 2);
     let ranges = [
         (at(0), 0x1000, Some(place.clone())),
         (at(0x1000), 0x1000, None),
     ];
     let memory = Memory::from_ranges_with_files(ranges.iter()).unwrap();
     memory.write_obj(0xffffu16, at(0xfff)).unwrap();
-    let mut tail = [0; 4];
-    place.file().read_exact_at(&mut tail, 0x1ffc).unwrap();
-    assert_eq!(tail, [1, 2, 3, 0xff]);
+    assert_eq!(read_at(place.file(), 0x1ffc), [1, 2, 3, 0xff]);
     let region = memory.find_region(at(0)).unwrap();
     assert_eq!(
         GuestMemoryRegion::file_offset(region).unwrap().start(),
@@ -96,12 +86,24 @@ fn from_ranges_returns_memory_or_error() {
     assert!(GuestMemoryRegion::file_offset(memory.find_region(at(0x1000)).unwrap()).is_none());
     assert_eq!(memory.last_addr(), at(0x1fff));
     let short = Memory::from_ranges_with_files([(at(0), 0x3000, Some(place))]).unwrap_err();
-    assert!(matches!(
-        short,
-        FromRangesError::MmapRegion(MmapRegionError::MappingPastEof)
-    ));
+    assert!(is_past_eof(&short));
 }
 
+#[test]
+fn allowed_access_follows_permissions_of_builder() {
+    use Permissions::*;
+    for (permissions, expected) in [
+        (No, No),
+        (Read, Read),
+        (Write, ReadWrite),
+        (ReadWrite, ReadWrite),
+    ] {
+        let builder = MmapRegionBuilder::<()>::new(0x1000).with_permissions(permissions);
+        check_access(builder.build().unwrap(), expected);
+    }
+}
+
+#[cfg(unix)]
 #[test]
 fn allowed_access_follows_protection() {
     use Permissions::*;
@@ -114,25 +116,31 @@ fn allowed_access_follows_protection() {
         (libc::PROT_READ | libc::PROT_EXEC, Read),
     ] {
         let mapping = MmapRegion::<()>::build(None, 0x1000, prot, flags).unwrap();
-        let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
-        assert_eq!(region.allowed_access(), expected);
-        let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
-        for access in [No, Read, Write, ReadWrite] {
-            let granted = expected.allow(access);
-            assert_eq!(
-                GuestMemory::check_range(&memory, GuestAddress(0), 1, access),
-                granted
-            );
-        }
+        check_access(mapping, expected);
+    }
+}
+
+/// Checks that guest memory that consists of a mapping permits these accesses and no others.
+fn check_access(mapping: MmapRegion, expected: Permissions) {
+    use Permissions::*;
+    let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
+    assert_eq!(region.allowed_access(), expected);
+    let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
+    for access in [No, Read, Write, ReadWrite] {
+        let granted = expected.allow(access);
         assert_eq!(
-            memory.write_obj(1u8, GuestAddress(0)).is_ok(),
-            expected.has_write()
-        );
-        assert_eq!(
-            memory.read_obj::<u8>(GuestAddress(0)).is_ok(),
-            expected.allow(Read)
+            GuestMemory::check_range(&memory, GuestAddress(0), 1, access),
+            granted
         );
     }
+    assert_eq!(
+        memory.write_obj(1u8, GuestAddress(0)).is_ok(),
+        expected.has_write()
+    );
+    assert_eq!(
+        memory.read_obj::<u8>(GuestAddress(0)).is_ok(),
+        expected.allow(Read)
+    );
 }
 
 /// A user's backend that implements only the required methods, with its regions out of order.
@@ -221,7 +229,7 @@ fn address_spaces_and_file_offsets_share_their_target() {
     assert_eq!(reads(memory.clone()), 5);
     assert_eq!(reads(Rc::new(Arc::into_inner(memory).unwrap())), 5);
 
-    let place = FileOffset::new(File::open("/dev/zero").unwrap(), 7);
+    let place = FileOffset::new(file(8), 7);
     let other = FileOffset::from_arc(Arc::clone(place.arc()), 9);
     assert_eq!((place.start(), other.start()), (7, 9));
     assert!(std::ptr::eq(place.file(), other.file()));

@@ -33,6 +33,7 @@ fn build_grows_bitmap_to_size_of_region() {
     let host = MmapRegion::<()>::new(len).unwrap();
     // SAFETY: 1. `host` has `len` readable and writable bytes. 2. It outlives the region. 3. No
     // reference to its bytes exists.
+    #[cfg(unix)]
     keeps_marks(&unsafe { MmapRegion::build_raw(host.as_ptr(), len, BOTH, 0) }.unwrap());
     // SAFETY: 1. `host` has `len` readable and writable bytes. 2. It outlives the region. 3. No
     // reference to its bytes exists.

@@ -3,11 +3,12 @@
 use std::io;
 use std::sync::Arc;
 
-use super::builder::{check_bitmap, no_memory_for_bitmap};
 use super::mapping::Mapping;
-use super::{MmapRegion, MmapRegionBuilder, MmapRegionError, Result};
+use super::{Attributes, MmapRegionError, Result};
 use crate::bitmap::{Bitmap, NewBitmap, BS};
+use crate::mmap::builder::{check_bitmap, no_memory_for_bitmap};
 use crate::mmap::xen::{MmapRange, MmapXenFlags};
+use crate::mmap::{MmapRegion, MmapRegionBuilder};
 use crate::volatile_memory::VolatileSlice;
 use crate::xen::{
     domain, invalid, ForeignMapping, GrantMapping, MmapXen, References, XenMemory, REQUEST_PAGES,
@@ -51,12 +52,13 @@ impl<B: NewBitmap> MmapRegion<B> {
             flags: xen_flags.bits(),
             data: range.xen_data,
         };
-        let region = if xen_flags.is_unix() {
+        let mut region = if xen_flags.is_unix() {
             Self::from_unix_range(range)?
         } else {
             Self::from_xen_range(range, xen_flags)?
         };
-        Ok(Self { xen, ..region })
+        region.attributes.xen = xen;
+        Ok(region)
     }
 
     fn from_unix_range(range: MmapRange) -> Result<Self> {
@@ -113,12 +115,14 @@ impl<B: NewBitmap> MmapRegion<B> {
             mapping: Mapping::of_xen(memory, size, prot),
             bitmap,
             file_offset: range.file_offset,
-            prot,
-            flags,
-            hugetlbfs: range.hugetlbfs,
+            attributes: Attributes {
+                prot,
+                flags,
+                hugetlbfs: range.hugetlbfs,
+                xen: XenKind::default(),
+            },
             blocks: None,
             owner: None,
-            xen: XenKind::default(),
         })
     }
 }
@@ -142,18 +146,18 @@ fn protection_and_flags(range: &MmapRange) -> (i32, i32) {
 impl<B> MmapRegion<B> {
     /// Returns the [`MmapXenFlags`] of the region: `UNIX` if no range named others.
     pub fn xen_mmap_flags(&self) -> u32 {
-        self.xen.flags
+        self.attributes.xen.flags
     }
 
     /// Returns the ID of the domain that owns the memory.
     pub fn xen_mmap_data(&self) -> u32 {
-        self.xen.data
+        self.attributes.xen.data
     }
 }
 
 impl<B: Bitmap> MmapRegion<B> {
     /// Returns the `count` bytes at `offset` of memory that is mapped for each access.
-    pub(super) fn on_demand_slice<'a>(
+    pub(in crate::mmap) fn on_demand_slice<'a>(
         &'a self,
         memory: &'a MmapXen,
         offset: usize,

@@ -6,14 +6,15 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::ptr::null_mut;
 
-use super::{HostRange, MmapRegionError, Result};
+use super::{MmapRegionError, Result};
 use crate::guest_memory::{FileOffset, Permissions};
+use crate::mmap::host_range::HostRange;
 use crate::page_size::host_page_size;
 use crate::xen::{OnDemand, XenMemory};
 
 /// A mapping of this process, which is unmapped on drop if it is owned.
 #[derive(Debug)]
-pub(super) struct Mapping {
+pub(in crate::mmap) struct Mapping {
     host: HostRange,
     owned: bool,
     /// The memory of a Xen guest, which unmaps itself. `owned` is `false` then.
@@ -99,28 +100,28 @@ impl Mapping {
     }
 
     /// Returns the memory, if it is mapped for each access.
-    pub(super) fn on_demand(&self) -> Option<OnDemand<'_>> {
+    pub(in crate::mmap) fn on_demand(&self) -> Option<OnDemand<'_>> {
         self.xen.as_ref().and_then(XenMemory::on_demand)
     }
 
     /// Returns the host addresses.
     #[inline]
-    pub(super) fn host(&self) -> HostRange {
+    pub(in crate::mmap) fn host(&self) -> HostRange {
         self.host
     }
 
     /// Returns whether dropping this value unmaps the memory.
-    pub(super) fn is_owned(&self) -> bool {
+    pub(in crate::mmap) fn is_owned(&self) -> bool {
         self.owned || self.xen.is_some()
     }
 
     /// Closes the mapping to the fast path.
-    pub(super) fn close(&mut self) {
+    pub(in crate::mmap) fn close(&mut self) {
         self.host.close();
     }
 
     /// Unmaps the memory, if it is owned.
-    pub(super) fn unmap(&mut self) -> io::Result<()> {
+    pub(in crate::mmap) fn unmap(&mut self) -> io::Result<()> {
         if let Some(memory) = &mut self.xen {
             return memory.unmap();
         }

@@ -1,17 +1,19 @@
 //! Mappings by `mmap(2)`.
 
-mod builder;
 mod error;
 #[cfg(feature = "xen")]
 mod from_range;
-mod host_range;
 mod mapping;
-mod owner;
+mod options;
 mod region;
 
-pub use builder::MmapRegionBuilder;
 pub use error::MmapRegionError;
-pub(super) use host_range::HostRange;
-pub use region::MmapRegion;
+pub(super) use mapping::Mapping;
+pub(super) use options::{Attributes, Options};
 
 type Result<T> = std::result::Result<T, MmapRegionError>;
+
+/// Returns an error of the system, or of the bitmap, as the error of a region.
+pub(super) fn error(error: std::io::Error) -> MmapRegionError {
+    MmapRegionError::Mmap(error)
+}

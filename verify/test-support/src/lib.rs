@@ -97,5 +97,9 @@ pub const MIB: u64 = 1 << 20;
 
 /// Returns the size of a page of this system, in bytes.
 pub fn page_size() -> usize {
-    rustix::param::page_size()
+    #[cfg(unix)]
+    return rustix::param::page_size();
+    // Each processor that Windows runs on has pages of 4 KiB.
+    #[cfg(windows)]
+    PAGE
 }

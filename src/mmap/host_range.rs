@@ -8,7 +8,7 @@ use crate::volatile_memory::VolatileSlice;
 ///
 /// A region of guest memory keeps a copy, so that the fast path finds it next to the guest address.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::mmap) struct HostRange {
+pub(super) struct HostRange {
     addr: *mut u8,
     size: usize,
     /// The number of bytes that the fast path may access: all, or 0 if
@@ -40,13 +40,13 @@ impl HostRange {
     }
 
     #[inline(always)]
-    pub(in crate::mmap) fn size(&self) -> usize {
+    pub(super) fn size(&self) -> usize {
         self.size
     }
 
     /// Returns the accesses that the mapping permits.
     #[inline(always)]
-    pub(in crate::mmap) fn permissions(&self) -> Permissions {
+    pub(super) fn permissions(&self) -> Permissions {
         self.permissions
     }
 
@@ -73,7 +73,7 @@ impl HostRange {
     ///
     /// The mapping must stay in place for `'a`.
     #[inline(always)]
-    pub(in crate::mmap) unsafe fn slice<'a, S: BitmapSlice>(
+    pub(super) unsafe fn slice<'a, S: BitmapSlice>(
         &self,
         offset: usize,
         count: usize,

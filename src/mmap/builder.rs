@@ -7,12 +7,13 @@ use std::io;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
-use super::mapping::Mapping;
 use super::owner::Owner;
-use super::{MmapRegion, MmapRegionError, Result};
+use super::system::{self, Options};
+use super::{MmapRegion, MmapRegionError, PluggedBlocks};
 use crate::bitmap::Bitmap;
-use crate::guest_memory::FileOffset;
-use crate::mmap::PluggedBlocks;
+use crate::guest_memory::{FileOffset, Permissions};
+
+type Result<T> = std::result::Result<T, MmapRegionError>;
 
 /// A builder of an [`MmapRegion`], for regions that need more than a size and a file.
 ///
@@ -45,17 +46,14 @@ use crate::mmap::PluggedBlocks;
 #[derive(Debug)]
 pub struct MmapRegionBuilder<B = ()> {
     size: usize,
-    prot: Option<i32>,
-    flags: Option<i32>,
+    /// The options of this system. Its module has the methods that set them.
+    pub(super) options: Options,
     file_offset: Option<FileOffset>,
     raw_ptr: Option<*mut u8>,
-    hugetlbfs: Option<bool>,
     owner: Option<Owner>,
     blocks: Option<Arc<PluggedBlocks>>,
     bitmap: B,
 }
-
-const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
 impl<B: Bitmap + Default> MmapRegionBuilder<B> {
     /// Starts a mapping of `size` bytes with the default bitmap.
@@ -71,49 +69,50 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     pub fn new_with_bitmap(size: usize, bitmap: B) -> Self {
         MmapRegionBuilder {
             size,
-            prot: None,
-            flags: None,
+            options: Options::default(),
             file_offset: None,
             raw_ptr: None,
-            hugetlbfs: None,
             owner: None,
             blocks: None,
             bitmap,
         }
     }
 
-    /// Sets the protection: a combination of `PROT_READ`, `PROT_WRITE` and the other `PROT_` flags.
+    /// Sets the accesses that the mapping permits. They are read and write accesses by default.
     ///
-    /// The region enforces it: a later `mprotect(2)` does not permit more accesses.
-    pub fn with_mmap_prot(mut self, prot: i32) -> Self {
-        self.prot = Some(prot);
-        self
-    }
-
-    /// Sets the flags: a combination of `MAP_SHARED`, `MAP_PRIVATE` and the other `MAP_` flags.
-    pub fn with_mmap_flags(mut self, flags: i32) -> Self {
-        self.flags = Some(flags);
+    /// Memory that can be written can be read as well. A file that is open for reading only needs
+    /// [`Permissions::Read`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::mmap::MmapRegionBuilder;
+    /// use vm_memory::{FileOffset, GuestAddress, GuestMemoryRegion, GuestRegionMmap, Permissions};
+    ///
+    /// let firmware = std::fs::File::open(std::env::current_exe()?)?;
+    /// let mapping = MmapRegionBuilder::<()>::new(0x1000)
+    ///     .with_file_offset(FileOffset::new(firmware, 0))
+    ///     .with_permissions(Permissions::Read)
+    ///     .build()?;
+    /// let region = GuestRegionMmap::new(mapping, GuestAddress(0xffff_0000)).unwrap();
+    /// assert_eq!(region.allowed_access(), Permissions::Read);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn with_permissions(mut self, permissions: Permissions) -> Self {
+        self.options.set_permissions(permissions);
         self
     }
 
     /// Maps a file.
     ///
-    /// The mapping is shared with it, unless [`with_mmap_flags`](Self::with_mmap_flags) sets other
-    /// flags. The length of a [block device](crate::mmap#devices-that-are-too-short) is not
-    /// checked.
+    /// The mapping is shared with it, unless `with_mmap_flags` sets other flags. The length of a
+    /// [block device](crate::mmap#devices-that-are-too-short) is not checked.
     ///
     /// With `MAP_ANONYMOUS` in the flags, `mmap(2)` ignores the file, and the memory is not the
     /// file's. The region still keeps the file: see [`file_offset`](MmapRegion::file_offset).
     pub fn with_file_offset(mut self, file_offset: FileOffset) -> Self {
         self.file_offset = Some(file_offset);
-        self
-    }
-
-    /// Records whether the memory consists of huge pages of hugetlbfs.
-    ///
-    /// Only [`is_hugetlbfs`](MmapRegion::is_hugetlbfs) uses this.
-    pub fn with_hugetlbfs(mut self, hugetlbfs: bool) -> Self {
-        self.hugetlbfs = Some(hugetlbfs);
         self
     }
 
@@ -202,6 +201,10 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     ///   `EINVAL` for a size of 0;
     /// - [`Mmap`](super::MmapRegionError::Mmap) with `InvalidInput` for a bitmap that does not
     ///   track the whole region, even if only memory to grow it is missing.
+    ///
+    /// On Windows, the errors are those of [`MmapRegion::new`] and [`MmapRegion::from_file`]. The
+    /// kind is `InvalidInput` for such a bitmap, and for an existing mapping that does not start at
+    /// a page boundary.
     pub fn build(self) -> Result<MmapRegion<B>> {
         let size = self.size;
         self.build_with(|mut bitmap| {
@@ -218,18 +221,8 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
         self,
         bitmap: impl FnOnce(B) -> std::result::Result<R, TryReserveError>,
     ) -> Result<MmapRegion<R>> {
-        let (default_prot, default_flags) = match (self.raw_ptr, &self.file_offset) {
-            // Nothing is known about an existing mapping, with a file or without one.
-            (Some(_), _) => (libc::PROT_NONE, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE),
-            (None, Some(_)) => (READ_WRITE, libc::MAP_NORESERVE | libc::MAP_SHARED),
-            (None, None) => (READ_WRITE, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE),
-        };
-        let prot = self.prot.unwrap_or(default_prot);
-        let flags = self.flags.unwrap_or(default_flags);
-        let mut mapping = match self.raw_ptr {
-            Some(addr) => Mapping::borrowed(addr, self.size, prot)?,
-            None => Mapping::new(self.size, prot, flags, self.file_offset.as_ref())?,
-        };
+        let file_offset = self.file_offset.as_ref();
+        let (mut mapping, attributes) = self.options.map(self.size, self.raw_ptr, file_offset)?;
         if self.blocks.is_some() {
             mapping.close();
         }
@@ -239,13 +232,9 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
             mapping,
             bitmap,
             file_offset: self.file_offset,
-            prot,
-            flags,
-            hugetlbfs: self.hugetlbfs,
+            attributes,
             blocks: self.blocks,
             owner: self.owner,
-            #[cfg(feature = "xen")]
-            xen: Default::default(),
         })
     }
 }
@@ -258,11 +247,11 @@ pub(super) fn check_bitmap(bitmap: &impl Bitmap, size: usize) -> Result<()> {
     let problem =
         format!("bitmap does not track all {size:#x} bytes of the region; use a larger bitmap");
     let error = io::Error::new(io::ErrorKind::InvalidInput, problem);
-    Err(MmapRegionError::Mmap(error))
+    Err(system::error(error))
 }
 
 /// Returns the error of a region whose bitmap could not be allocated.
 #[cold]
 pub(super) fn no_memory_for_bitmap(error: TryReserveError) -> MmapRegionError {
-    MmapRegionError::Mmap(io::Error::new(io::ErrorKind::OutOfMemory, error))
+    system::error(io::Error::new(io::ErrorKind::OutOfMemory, error))
 }
