@@ -1,4 +1,5 @@
-//! Recovery from SIGBUS and SIGSEGV in accesses to guest memory.
+//! Recovery from SIGBUS and SIGSEGV in accesses to guest memory, or from access violations of
+//! Windows.
 //!
 //! A mapped page can become inaccessible for several reasons:
 //!
@@ -6,7 +7,8 @@
 //! - its memory is poisoned, by a hardware error or `MADV_HWPOISON`,
 //! - the pool of huge pages is empty,
 //! - a userfaultfd raises SIGBUS,
-//! - `mprotect(2)` removes a permission.
+//! - `mprotect(2)` or `VirtualProtect` removes a permission,
+//! - Windows decommits it, or cannot read its file.
 //!
 //! An access to such a page normally kills the process. After [`install`], an access of this crate
 //! returns an error instead.
@@ -14,7 +16,7 @@
 //! # Examples
 //!
 //! ```
-//! # #[cfg(all(unix, feature = "backend-mmap"))] {
+//! # #[cfg(all(target_os = "linux", feature = "backend-mmap"))] {
 //! use vm_memory::{fault, Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 //!
 //! if fault::install().is_err() {
@@ -46,7 +48,8 @@
 //!
 //! - `read`, `write` and the other partial accesses return the number of bytes moved before the
 //!   fault. If there are none, they return the error.
-//! - All other accesses return an `IOError` with `raw_os_error() == Some(EFAULT)`.
+//! - All other accesses return an `IOError` with `raw_os_error() == Some(EFAULT)`. On Windows, the
+//!   number is that of `ERROR_NOACCESS`.
 //! - Methods that cannot fail (`VolatileRef::load`, `copy_to`) read zeroes or stop early.
 //! - [`last`] returns the details to the thread that made the access.
 //!
@@ -73,6 +76,14 @@
 //! blocked. It runs on the alternate signal stack only if that handler asked for it (`SA_ONSTACK`).
 //! If no handler was installed, it runs on the alternate stack, if the thread has one. The stack
 //! must have room for the frame of a signal.
+//!
+//! # Windows
+//!
+//! The handler is a vectored exception handler, which the system calls before others. It acts on an
+//! `EXCEPTION_ACCESS_VIOLATION` or an `EXCEPTION_IN_PAGE_ERROR` under conditions 2 and 3. All other
+//! exceptions go on to the other handlers (`EXCEPTION_CONTINUE_SEARCH`). A handler that was
+//! installed later as the first one, and that handles these exceptions, prevents recovery. The
+//! sections about signals do not apply.
 //!
 //! # Signals that are sent
 //!
@@ -104,8 +115,8 @@
 //!   they use a reference. Only a type with its own `AtomicInteger` can be so large.
 //! - Accesses in a shared object other than that of `install` are not covered (`dylib`,
 //!   `prefer-dynamic`): each object has its own table. The object must not be unloaded.
-//! - The targets are Linux on x86_64 and on little-endian aarch64, with one of the features
-//!   `rawfd`, `backend-mmap` and `backend-bitmap`.
+//! - The targets are Linux on x86_64 and on little-endian aarch64, and Windows on x86_64, with one
+//!   of the features `rawfd`, `backend-mmap` and `backend-bitmap`.
 //!
 //! # System calls
 //!
@@ -287,9 +298,9 @@ pub(crate) fn record_guest_address(guest: GuestAddress, host: *const u8, len: us
 ///
 /// # Errors
 ///
-/// - [`Unsupported`](std::io::ErrorKind::Unsupported) on targets other than Linux on x86_64 and on
-///   little-endian aarch64, or without the features that the [module](self#limits) names.
-/// - An error of `sigaction(2)`. A later call tries again.
+/// - [`Unsupported`](std::io::ErrorKind::Unsupported) on targets other than those that the
+///   [module](self#limits) names, or without the features that it names.
+/// - An error of `sigaction(2)` or of `AddVectoredExceptionHandler`. A later call tries again.
 #[doc(alias = "SIGBUS")]
 #[doc(alias = "SIGSEGV")]
 #[doc(alias = "sigaction")]
@@ -304,8 +315,8 @@ pub fn install() -> std::io::Result<()> {
     let install = Routines::INSTALL_FAULT_HANDLER.ok_or_else(|| {
         std::io::Error::new(
             std::io::ErrorKind::Unsupported,
-            "cannot install the fault handler: it supports only Linux on x86_64 and aarch64, with \
-             one of the features rawfd, backend-mmap and backend-bitmap",
+            "cannot install the fault handler: it supports only Linux on x86_64 and aarch64, and \
+             Windows on x86_64, with one of the features rawfd, backend-mmap and backend-bitmap",
         )
     })?;
     install()?;

@@ -66,14 +66,17 @@
 #[macro_use]
 mod tests;
 
-// Assembly is for ELF: Mach-O and COFF files would have no fault table, and are untested. Miri and
-// ThreadSanitizer do not see what assembly accesses; `--cfg vm_memory_portable` serves the latter.
+// Assembly is for ELF on Unix, and for COFF on x86_64. Mach-O files would have no fault table, and
+// are untested. Miri and ThreadSanitizer do not see what assembly accesses; `--cfg
+// vm_memory_portable` serves the latter.
 #[cfg_attr(
     not(all(
         any(target_arch = "x86_64", target_arch = "aarch64"),
         target_endian = "little",
-        unix,
-        not(target_vendor = "apple"),
+        any(
+            all(unix, not(target_vendor = "apple")),
+            all(windows, target_arch = "x86_64")
+        ),
         not(miri),
         not(vm_memory_portable)
     )),
@@ -117,8 +120,9 @@ pub(crate) use within::copy_within_guest;
 /// The type has no padding, and every bit pattern of its size is a valid value.
 pub(crate) unsafe trait Plain: Copy {}
 
-/// The error number "bad address", which is the same on every Unix.
-const EFAULT: NonZeroI32 = NonZeroI32::new(14).expect("not zero");
+/// The error number of an access to a bad address: `EFAULT`, which is the same on every Unix, or
+/// `ERROR_NOACCESS` of Windows.
+const EFAULT: NonZeroI32 = NonZeroI32::new(if cfg!(windows) { 998 } else { 14 }).expect("not zero");
 
 /// An access that met an inaccessible page. [`fault::last`] returns the details.
 #[derive(Clone, Copy, Debug)]

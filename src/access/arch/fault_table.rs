@@ -1,7 +1,8 @@
 //! The fault table: a list of the instructions that access guest memory.
 //!
 //! ```text
-//!     section vm_memory_faults_1: one entry of four 32-bit numbers for each range of code
+//!     section vm_memory_faults_1, or .vmmf1 on Windows: one entry of four 32-bit numbers for each
+//!     range of code
 //!
 //!     start      the first instruction
 //!     end        the end of the last instruction
@@ -14,8 +15,50 @@
 //! and resumes at the given instruction. At that instruction, the register is 0 if there was no
 //! fault. An access that does not fault therefore only clears and tests one register.
 //!
-//! The section is retained (`R`): linkers do not drop the entries of code that is in the program.
 //! An entry holds distances from its own fields, so loading the program relocates nothing.
+//!
+//! On Linux, the section is retained (`R`): linkers do not drop the entries of code that is in the
+//! program. COFF has no such flag, and its names of sections have at most 8 bytes. GNU ld drops a
+//! section that nothing refers to (`--gc-sections`). So on Windows, an instruction that does
+//! nothing refers to each entry.
+
+/// Puts an entry, in the language of the assembler, into the table.
+#[cfg(target_os = "linux")]
+macro_rules! in_fault_table {
+    ($($text:literal),+) => {
+        concat!(
+            ".pushsection vm_memory_faults_1, \"aR\", @progbits\n",
+            ".balign 4\n",
+            $($text,)+
+            ".popsection"
+        )
+    };
+}
+
+/// Puts an entry, in the language of the assembler, into the table.
+///
+/// The instruction does nothing. It refers to the entry, so that the linker keeps it.
+#[cfg(windows)]
+macro_rules! in_fault_table {
+    ($($text:literal),+) => {
+        concat!(
+            ".pushsection .vmmf1, \"dr\"\n",
+            ".balign 4\n",
+            "9:\n",
+            $($text,)+
+            ".popsection\n",
+            "nop dword ptr [rip + 9b]"
+        )
+    };
+}
+
+/// Other systems have neither a fault handler nor a table.
+#[cfg(not(any(target_os = "linux", windows)))]
+macro_rules! in_fault_table {
+    ($($text:literal),+) => {
+        ""
+    };
+}
 
 /// A table entry for the instructions between the labels `$start` and `$end`.
 ///
@@ -23,34 +66,12 @@
 ///
 /// - "0": the only memory operand of the instructions,
 /// - "1": one of two, whose start and end are in `r8` to `r11` or `x3` to `x6`.
-#[cfg(target_os = "linux")]
 macro_rules! fault_entry {
     ($start:literal, $end:literal, $resume:literal, $operand:literal) => {
-        concat!(
-            ".pushsection vm_memory_faults_1, \"aR\", @progbits\n",
-            ".balign 4\n",
-            ".long ",
-            $start,
-            " - .\n",
-            ".long ",
-            $end,
-            " - .\n",
-            ".long ",
-            $resume,
-            " - .\n",
-            ".long ",
-            $operand,
-            "\n",
-            ".popsection"
+        in_fault_table!(
+            ".long ", $start, " - .\n", ".long ", $end, " - .\n", ".long ", $resume, " - .\n",
+            ".long ", $operand, "\n"
         )
-    };
-}
-
-/// Other systems have neither a fault handler nor a table.
-#[cfg(not(target_os = "linux"))]
-macro_rules! fault_entry {
-    ($($part:literal),*) => {
-        ""
     };
 }
 

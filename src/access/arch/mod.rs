@@ -10,7 +10,7 @@ mod fault_table;
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 #[cfg(all(
-    target_os = "linux",
+    any(target_os = "linux", windows),
     any(
         feature = "rawfd",
         feature = "backend-mmap",
@@ -111,7 +111,7 @@ fn fault_result<T>(value: T, fault: usize) -> Result<T, FaultAddress> {
 // destination before it returns 0.
 unsafe impl<S: Select> RoutineSet for Assembly<S> {
     #[cfg(all(
-        target_os = "linux",
+        any(target_os = "linux", windows),
         any(
             feature = "rawfd",
             feature = "backend-mmap",

@@ -1,6 +1,8 @@
 //! Accesses at the edges of pages that are between inaccessible guard pages.
 
 use super::*;
+#[cfg(windows)]
+use windows_sys::Win32::System::Memory;
 
 /// A mapping of readable and writable pages, between two guard areas of the same length.
 pub(super) struct GuardedPages {
@@ -16,29 +18,10 @@ impl GuardedPages {
 
     pub(super) fn new(pages: usize) -> Self {
         let len = test_support::page_size() * pages;
-        // SAFETY: makes a new mapping, at an address that the system chooses.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                3 * len,
-                libc::PROT_NONE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        assert_ne!(base, libc::MAP_FAILED);
-        let base = base.cast::<u8>();
-        // SAFETY: the range is the middle third of the new mapping, which nothing refers to.
-        let status = unsafe {
-            libc::mprotect(
-                base.wrapping_add(len).cast(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-            )
-        };
-        assert_eq!(status, 0);
-        Self { base, len }
+        Self {
+            base: reserve_and_open(len),
+            len,
+        }
     }
 
     pub(super) fn start(&self) -> *mut u8 {
@@ -53,8 +36,60 @@ impl GuardedPages {
 impl Drop for GuardedPages {
     fn drop(&mut self) {
         // SAFETY: the range is the mapping that `new` made, which nothing refers to any more.
-        unsafe { libc::munmap(self.base.cast(), 3 * self.len) };
+        #[cfg(unix)]
+        unsafe {
+            libc::munmap(self.base.cast(), 3 * self.len);
+        }
+        // SAFETY: the range is the memory that `new` reserved, which nothing refers to any more.
+        #[cfg(windows)]
+        unsafe {
+            Memory::VirtualFree(self.base.cast(), 0, Memory::MEM_RELEASE);
+        }
     }
+}
+
+/// Maps `3 * len` inaccessible bytes, and makes the middle third of them accessible.
+#[cfg(unix)]
+fn reserve_and_open(len: usize) -> *mut u8 {
+    // SAFETY: makes a new mapping, at an address that the system chooses.
+    let base = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            3 * len,
+            libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    assert_ne!(base, libc::MAP_FAILED);
+    let base = base.cast::<u8>();
+    // SAFETY: the range is the middle third of the new mapping, which nothing refers to.
+    let status = unsafe {
+        libc::mprotect(
+            base.wrapping_add(len).cast(),
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+        )
+    };
+    assert_eq!(status, 0);
+    base
+}
+
+/// Reserves `3 * len` bytes, and commits the middle third of them.
+#[cfg(windows)]
+fn reserve_and_open(len: usize) -> *mut u8 {
+    let (reserve, closed) = (Memory::MEM_RESERVE, Memory::PAGE_NOACCESS);
+    // SAFETY: makes a new reservation, at an address that the system chooses.
+    let base = unsafe { Memory::VirtualAlloc(std::ptr::null(), 3 * len, reserve, closed) };
+    assert!(!base.is_null());
+    let base = base.cast::<u8>();
+    let middle = base.wrapping_add(len).cast();
+    let (commit, open) = (Memory::MEM_COMMIT, Memory::PAGE_READWRITE);
+    // SAFETY: the range is the middle third of the new reservation, which nothing refers to.
+    let committed = unsafe { Memory::VirtualAlloc(middle, len, commit, open) };
+    assert_eq!(committed.addr(), middle.addr());
+    base
 }
 
 pub(in crate::access) fn copy_and_fill_next_to_guard_page_do_not_touch_it<R: TestedSet>() {

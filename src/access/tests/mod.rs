@@ -26,21 +26,21 @@ macro_rules! instantiate {
 pub(super) mod bulk;
 #[macro_use]
 pub(super) mod single;
-#[cfg(all(target_os = "linux", not(miri)))]
+#[cfg(all(any(target_os = "linux", windows), not(miri)))]
 #[macro_use]
 pub(super) mod guard_pages;
-#[cfg(all(target_os = "linux", not(miri)))]
+#[cfg(all(any(target_os = "linux", windows), not(miri)))]
 #[macro_use]
 pub(super) mod faults;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 #[macro_use]
 pub(super) mod order;
 
-#[cfg(not(all(target_os = "linux", not(miri))))]
+#[cfg(not(all(any(target_os = "linux", windows), not(miri))))]
 macro_rules! guard_page_tests {
     ($routines:ty) => {};
 }
-#[cfg(not(all(target_os = "linux", not(miri))))]
+#[cfg(not(all(any(target_os = "linux", windows), not(miri))))]
 macro_rules! fault_tests {
     ($routines:ty) => {};
 }

@@ -1,44 +1,49 @@
-//! The fault handler: the signal handler for SIGBUS and SIGSEGV.
+//! The fault handler: a signal handler on Linux, and a vectored exception handler on Windows.
 //!
 //! ```text
-//!     on_signal
-//!        1. FaultRange::from_info    not raised by an access ──────► chain_to_previous
-//!        2. lookup                   not in the fault table ───────► chain_to_previous
-//!        3. FaultRange::within       not in the guest operand ─────► chain_to_previous
+//!     on_signal, on_exception
+//!        1. FaultRange::from_…       not raised by an access ──────► the handler before
+//!        2. lookup                   not in the fault table ───────► the handler before
+//!        3. FaultRange::within       not in the guest operand ─────► the handler before
 //!        4. Registers::resume_at     the routine returns the address of the fault
 //! ```
-//!
-//! The handler reads only state that was written before it was installed, and two relaxed atomics:
-//! `WITHDRAWN`, which it writes itself, and `PASSES_ON_SENT_SIGNALS`. The table is read-only data,
-//! and `PREVIOUS` is filled before our action is set. The release store of its `OnceLock` and the
-//! system call order that before each run of the handler. `OnceLock::get` takes no lock.
 
 #![expect(
     clippy::as_conversions,
     reason = "addresses and pointers to functions are the same bits"
 )]
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_os = "linux", target_arch = "aarch64"))]
 mod aarch64;
-#[cfg(target_arch = "x86_64")]
+#[cfg(windows)]
+mod exceptions;
+#[cfg(target_os = "linux")]
+mod signals;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod x86_64;
+#[cfg(windows)]
+mod x86_64_windows;
 
 #[cfg(test)]
 mod tests;
 
-use core::ffi::{c_int, c_void};
-use core::mem::{size_of, MaybeUninit};
-use core::ptr::{null, null_mut, with_exposed_provenance};
-use core::sync::atomic::{AtomicBool, Ordering};
-use std::io::{Error, Result};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use core::mem::size_of;
+use core::ptr::with_exposed_provenance;
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_os = "linux", target_arch = "aarch64"))]
 use aarch64::Registers;
-#[cfg(target_arch = "x86_64")]
+#[cfg(windows)]
+pub(super) use exceptions::install;
+#[cfg(windows)]
+use exceptions::table;
+#[cfg(target_os = "linux")]
+pub(super) use signals::install;
+#[cfg(target_os = "linux")]
+use signals::table;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 use x86_64::Registers;
-
-use crate::access::fault::PASSES_ON_SENT_SIGNALS;
+#[cfg(windows)]
+use x86_64_windows::Registers;
 
 /// An entry of the fault table ([`fault_table`](super::fault_table)).
 ///
@@ -60,126 +65,6 @@ const ONLY_OPERAND: i32 = 0;
 /// There are two guest operands, whose bounds are in registers ([`Registers::operands`]).
 const IN_REGISTERS: i32 = 1;
 
-extern "C" {
-    /// The start of the table. The linker defines both symbols, by the name of the section.
-    #[link_name = "__start_vm_memory_faults_1"]
-    static TABLE_START: [Entry; 0];
-    /// The end of the table.
-    #[link_name = "__stop_vm_memory_faults_1"]
-    static TABLE_END: [Entry; 0];
-}
-
-/// The signals that the handler handles.
-const SIGNALS: [c_int; 2] = [libc::SIGBUS, libc::SIGSEGV];
-
-/// The actions that were installed before ours, in the order of `SIGNALS`.
-static PREVIOUS: [OnceLock<libc::sigaction>; 2] = [const { OnceLock::new() }; 2];
-
-/// For each signal of `SIGNALS`: whether the previous handler has set the default action itself, or
-/// the system would have done so (`SA_RESETHAND`).
-///
-/// The handler of Rust's standard library does so to let a faulting process die. If it did so for a
-/// signal that was sent, the process continues, and the next signal must have the default action.
-///
-/// Relaxed accesses suffice: each flag protects no other memory. The store in `reinstall` comes
-/// before the system call that sets the action again, so a handler that runs after it finds it.
-static WITHDRAWN: [AtomicBool; 2] = [const { AtomicBool::new(false) }; 2];
-
-/// Installs the handler for both signals, once.
-pub(super) fn install() -> Result<()> {
-    static INSTALLED: Mutex<[bool; 2]> = Mutex::new([false; 2]);
-    let mut all_installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
-    for ((signal, previous), installed) in
-        SIGNALS.into_iter().zip(&PREVIOUS).zip(&mut *all_installed)
-    {
-        if *installed {
-            continue;
-        }
-        let present = present_action(signal)?;
-        // Filled first: the handler may run as soon as it is set. If an earlier attempt failed, the
-        // action that it found is still the present one.
-        let previous = previous.get_or_init(|| present);
-        set_action(signal, &our_action(previous))?;
-        *installed = true;
-    }
-    Ok(())
-}
-
-/// Returns the present action for `signal`. Async-signal-safe.
-fn present_action(signal: c_int) -> Result<libc::sigaction> {
-    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: `sigaction(2)` with a null new action only writes the present one to `action`.
-    if unsafe { libc::sigaction(signal, null(), action.as_mut_ptr()) } != 0 {
-        return Err(Error::last_os_error());
-    }
-    // SAFETY: the call has filled `action`; the zeroes before were a valid `sigaction` as well.
-    Ok(unsafe { action.assume_init() })
-}
-
-/// Sets the action for `signal`. Async-signal-safe.
-fn set_action(signal: c_int, action: &libc::sigaction) -> Result<()> {
-    // SAFETY: `action` is valid for reads. The callers pass only results of `default_action`,
-    // `our_action` and `present_action`. The handler of `our_action` is `on_signal`, which takes
-    // the three arguments that SA_SIGINFO passes and is async-signal-safe. `present_action` returns
-    // an action that was in force.
-    if unsafe { libc::sigaction(signal, action, null_mut()) } != 0 {
-        return Err(Error::last_os_error());
-    }
-    Ok(())
-}
-
-/// Returns the default action.
-fn default_action() -> libc::sigaction {
-    // SAFETY: zeroes are a valid `sigaction`: no flags, an empty mask, and SIG_DFL, which is 0.
-    unsafe { MaybeUninit::<libc::sigaction>::zeroed().assume_init() }
-}
-
-/// Returns whether an action calls a handler.
-fn calls_handler(action: &libc::sigaction) -> bool {
-    action.sa_sigaction != libc::SIG_IGN && action.sa_sigaction != libc::SIG_DFL
-}
-
-/// The flag of an action whose handler gets the tag of an address (Linux:
-/// `include/uapi/asm-generic/signal-defs.h`).
-const SA_EXPOSE_TAGBITS: c_int = 0x800;
-
-/// The flags of the previous handler that the system applies when it calls ours.
-///
-/// They make the system call ours as it would call the previous one: on the same stack, with the
-/// same signals blocked. `chain_to_previous` applies SA_RESETHAND.
-const INHERITED_FLAGS: c_int =
-    libc::SA_ONSTACK | libc::SA_NODEFER | libc::SA_RESTART | SA_EXPOSE_TAGBITS;
-
-/// Returns the action of our handler, which may call the handler of `previous`.
-fn our_action(previous: &libc::sigaction) -> libc::sigaction {
-    let mut action = default_action();
-    action.sa_sigaction = on_signal as extern "C" fn(_, _, _) as usize;
-    action.sa_flags = libc::SA_SIGINFO;
-    if calls_handler(previous) {
-        action.sa_mask = previous.sa_mask;
-        action.sa_flags |= previous.sa_flags & INHERITED_FLAGS;
-    } else {
-        // Our handler calls no other one, so the alternate stack is large enough. An ignored signal
-        // does not interrupt system calls.
-        action.sa_flags |= libc::SA_ONSTACK | libc::SA_RESTART;
-    }
-    action
-}
-
-extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the system passes the signal's information to a handler with SA_SIGINFO, and this is
-    // one for SIGBUS and SIGSEGV.
-    if let Some(fault) = unsafe { FaultRange::from_info(info) } {
-        // SAFETY: the system passes the interrupted context, which belongs to the handler until it
-        // returns.
-        let context = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext };
-        if recover(&mut Registers::new(context), &fault) {
-            return;
-        }
-    }
-    chain_to_previous(signal, info, context);
-}
-
 /// The range of addresses that a signal reports as inaccessible.
 #[cfg_attr(test, derive(Debug, Eq, PartialEq))]
 struct FaultRange {
@@ -188,63 +73,7 @@ struct FaultRange {
     len: usize,
 }
 
-/// The part of `siginfo_t` that the system fills for a fault.
-///
-/// Linux: `include/uapi/asm-generic/siginfo.h`, `_sigfault`.
-#[repr(C)]
-struct FaultInfo {
-    signo: c_int,
-    errno: c_int,
-    code: c_int,
-    padding: c_int,
-    address: usize,
-    /// For a memory error: the binary logarithm of its size.
-    address_lsb: i16,
-}
-
-// The codes (`si_code`) of signals that an access raises, by the names of Linux
-// (`include/uapi/asm-generic/siginfo.h`).
-const SEGV_MAPERR: c_int = 1;
-const SEGV_ACCERR: c_int = 2;
-const SEGV_PKUERR: c_int = 4;
-const BUS_ADRERR: c_int = 2;
-const BUS_OBJERR: c_int = 3;
-/// An access met a memory error.
-const BUS_MCEERR_AR: c_int = 4;
-/// There is a memory error that no access met yet. No access raises this signal.
-const BUS_MCEERR_AO: c_int = 5;
-
 impl FaultRange {
-    /// Returns the range that an access faulted in. `None` if something else raised the signal.
-    ///
-    /// # Safety
-    ///
-    /// The system passed `info` to a handler of SIGBUS or SIGSEGV.
-    unsafe fn from_info(info: *const libc::siginfo_t) -> Option<Self> {
-        // SAFETY: the system passed `info` to the handler (this function's contract). Linux
-        // initialises all of that `siginfo_t`: `clear_siginfo` zeroes the kernel's copy, and
-        // `copy_siginfo_to_user` writes it and zeroes the rest. It is larger than a `FaultInfo` and
-        // aligned for it.
-        let info = unsafe { &*info.cast::<FaultInfo>() };
-        let is_fault = match info.signo {
-            libc::SIGSEGV => matches!(info.code, SEGV_MAPERR | SEGV_ACCERR | SEGV_PKUERR),
-            libc::SIGBUS => matches!(info.code, BUS_ADRERR | BUS_OBJERR | BUS_MCEERR_AR),
-            _ => false,
-        };
-        if !is_fault {
-            return None;
-        }
-        let is_memory_error = info.signo == libc::SIGBUS && info.code == BUS_MCEERR_AR;
-        let len = match u32::try_from(info.address_lsb) {
-            Ok(bit) if is_memory_error => 1usize.checked_shl(bit).unwrap_or(1),
-            _ => 1,
-        };
-        Some(FaultRange {
-            start: info.address & !len.wrapping_sub(1),
-            len,
-        })
-    }
-
     /// Returns the first inaccessible address in an operand, given as `(start, end)`.
     fn within(&self, (start, end): (usize, usize)) -> Option<usize> {
         let first = self.start.max(start);
@@ -281,13 +110,11 @@ fn recover(registers: &mut Registers<'_>, fault: &FaultRange) -> bool {
 /// installs the handler but links no access routine would have no table.
 #[inline(always)]
 fn anchor_table() {
-    // SAFETY: the block has no instruction. It adds read-only data: an entry whose range is empty.
+    // SAFETY: the block adds read-only data: an entry whose range contains no code. It has no
+    // instruction, or one that does nothing (`in_fault_table`).
     unsafe {
         core::arch::asm!(
-            ".pushsection vm_memory_faults_1, \"aR\", @progbits",
-            ".balign 4",
-            ".long 0, 0, 0, -1",
-            ".popsection",
+            in_fault_table!(".long 0, 0, 0, -1\n"),
             options(nomem, nostack, preserves_flags),
         );
     }
@@ -298,12 +125,12 @@ fn lookup(instruction: usize) -> Option<(usize, i32)> {
     anchor_table();
     // A pointer to a static without length permits no access to the section. But the section is
     // memory that Rust did not allocate, and the provenance of such memory counts as exposed.
-    let mut entry = with_exposed_provenance::<Entry>((&raw const TABLE_START).addr());
-    let end = (&raw const TABLE_END).addr();
-    while entry.addr() < end {
+    let table = table();
+    let mut entry = with_exposed_provenance::<Entry>(table.start);
+    while entry.addr() < table.end {
         // SAFETY: the section consists of whole entries, each aligned to 4 bytes as `Entry` is:
         // only `fault_entry` and `anchor_table` write to it. `entry` is one of them, as it is below
-        // `end`: the linker defines `TABLE_START` and `TABLE_END` as the ends of the section.
+        // the end of the section.
         let fields = unsafe { &*entry };
         let resolve = |field: &i32| {
             core::ptr::from_ref(field)
@@ -316,98 +143,4 @@ fn lookup(instruction: usize) -> Option<(usize, i32)> {
         entry = entry.wrapping_byte_add(size_of::<Entry>());
     }
     None
-}
-
-/// Handles a signal that is not ours as if our handler were not installed.
-fn chain_to_previous(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the system passed the signal's information to `on_signal`.
-    let code = unsafe { (*info).si_code };
-    // The notice of a memory error that no access met does not come from an instruction either.
-    let was_sent = code <= 0 || (signal == libc::SIGBUS && code == BUS_MCEERR_AO);
-    let index = SIGNALS.iter().position(|one| *one == signal);
-    let previous = index.and_then(|index| PREVIOUS.get(index)?.get());
-    let is_passed_on = !was_sent || PASSES_ON_SENT_SIGNALS.load(Ordering::Relaxed);
-    match (previous, index.and_then(|index| WITHDRAWN.get(index))) {
-        // A fault cannot be ignored: the system applies the default action instead.
-        (Some(previous), _) if previous.sa_sigaction == libc::SIG_IGN && was_sent => {}
-        (Some(previous), Some(withdrawn))
-            if is_passed_on && calls_handler(previous) && !is_withdrawn(previous, withdrawn) =>
-        {
-            let present = was_sent.then(|| present_action(signal));
-            call_previous(previous, signal, info, context);
-            if let Some(Ok(present)) = present {
-                reinstall(signal, &present, withdrawn);
-            }
-        }
-        _ => apply_default_action(signal, was_sent),
-    }
-}
-
-/// Returns whether the previous handler must not be called any more.
-fn is_withdrawn(previous: &libc::sigaction, withdrawn: &AtomicBool) -> bool {
-    match previous.sa_flags & libc::SA_RESETHAND {
-        0 => withdrawn.load(Ordering::Relaxed),
-        // It is called only once, by the first thread.
-        _ => withdrawn.swap(true, Ordering::Relaxed),
-    }
-}
-
-/// Sets the action `before` again, if the previous handler has set the default action.
-///
-/// That action is ours, or that of a handler that was installed later and called ours. While the
-/// default action is set, a fault in another thread ends the process.
-fn reinstall(signal: c_int, before: &libc::sigaction, withdrawn: &AtomicBool) {
-    let Ok(present) = present_action(signal) else {
-        return;
-    };
-    if present.sa_sigaction != libc::SIG_DFL {
-        return;
-    }
-    withdrawn.store(true, Ordering::Relaxed);
-    // The call fails only for an invalid signal, and a handler cannot report that.
-    let _ = if calls_handler(before) {
-        set_action(signal, before)
-    } else {
-        // Another thread's signal had set it already.
-        set_action(signal, &our_action(&present))
-    };
-}
-
-/// Calls the handler that was installed before ours.
-fn call_previous(
-    previous: &libc::sigaction,
-    signal: c_int,
-    info: *mut libc::siginfo_t,
-    context: *mut c_void,
-) {
-    // C keeps the handler as a number. Its provenance was exposed when it was stored there.
-    let function = core::ptr::with_exposed_provenance::<()>(previous.sa_sigaction);
-    if previous.sa_flags & libc::SA_SIGINFO != 0 {
-        type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
-        // SAFETY: `previous` was in force before `install` (`PREVIOUS`). An action with SA_SIGINFO
-        // that is neither SIG_DFL nor SIG_IGN, as `calls_handler` has checked, has a handler of
-        // this type (sigaction(2)).
-        let handler = unsafe { core::mem::transmute::<*const (), Handler>(function) };
-        handler(signal, info, context);
-    } else {
-        type Handler = extern "C" fn(c_int);
-        // SAFETY: `previous` was in force before `install` (`PREVIOUS`). An action without
-        // SA_SIGINFO that is neither SIG_DFL nor SIG_IGN, as `calls_handler` has checked, has a
-        // handler of this type (sigaction(2)).
-        let handler = unsafe { core::mem::transmute::<*const (), Handler>(function) };
-        handler(signal);
-    }
-}
-
-/// Sets the default action, which ends the process after our handler returns.
-fn apply_default_action(signal: c_int, was_sent: bool) {
-    // The call fails only for an invalid signal, and a handler cannot report that.
-    let _ = set_action(signal, &default_action());
-    if was_sent {
-        // No instruction will raise the signal again, so it is sent again. It is delivered when our
-        // handler returns, which unblocks it.
-        //
-        // SAFETY: `raise(3)` sends a signal to this thread; it is async-signal-safe.
-        unsafe { libc::raise(signal) };
-    }
 }

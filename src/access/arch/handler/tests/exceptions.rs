@@ -1,0 +1,97 @@
+//! The exceptions that the handler acts on.
+
+use windows_sys::Win32::Foundation::{
+    EXCEPTION_ACCESS_VIOLATION, EXCEPTION_GUARD_PAGE, EXCEPTION_IN_PAGE_ERROR, NTSTATUS,
+    STATUS_STACK_OVERFLOW,
+};
+use windows_sys::Win32::System::Diagnostics::Debug::{
+    EXCEPTION_CONTINUE_EXECUTION, EXCEPTION_CONTINUE_SEARCH, EXCEPTION_POINTERS, EXCEPTION_RECORD,
+};
+
+use super::*;
+use crate::access::arch::handler::exceptions::on_exception;
+
+const ADDRESS: usize = 0x7f12_3456_789a;
+
+/// Returns the record of an exception with these parameters.
+fn record(code: NTSTATUS, parameters: &[usize]) -> EXCEPTION_RECORD {
+    let mut record = EXCEPTION_RECORD {
+        ExceptionCode: code,
+        NumberParameters: parameters.len() as u32,
+        ..Default::default()
+    };
+    record.ExceptionInformation[..parameters.len()].copy_from_slice(parameters);
+    record
+}
+
+#[test]
+fn from_record_of_exception_not_raised_by_access_returns_none() {
+    let range = |code, parameters: &[usize]| {
+        FaultRange::from_record(&record(code, parameters)).map(|fault| (fault.start, fault.len))
+    };
+    for code in [EXCEPTION_ACCESS_VIOLATION, EXCEPTION_IN_PAGE_ERROR] {
+        for kind in [0, 1] {
+            assert_eq!(range(code, &[kind, ADDRESS]), Some((ADDRESS, 1)));
+            assert_eq!(
+                range(code, &[kind, ADDRESS, 0xc000_009c]),
+                Some((ADDRESS, 1))
+            );
+        }
+        // An instruction fetch, no address, and an address that is not canonical.
+        for parameters in [&[8, ADDRESS][..], &[], &[1], &[0, usize::MAX]] {
+            assert_eq!(range(code, parameters), None, "{parameters:x?}");
+        }
+    }
+    for code in [EXCEPTION_GUARD_PAGE, STATUS_STACK_OVERFLOW, 0, -1] {
+        assert_eq!(range(code, &[0, ADDRESS]), None, "{code:x}");
+    }
+}
+
+/// Returns what the handler does with an exception, the next instruction, and the result register.
+fn handled(
+    mut record: EXCEPTION_RECORD,
+    at: usize,
+    operand: (usize, usize),
+) -> (i32, usize, usize) {
+    let mut context = Context::default();
+    Registers::new(&mut context).interrupt(at, [(0, 0), operand]);
+    let mut exception = EXCEPTION_POINTERS {
+        ExceptionRecord: &mut record,
+        ContextRecord: &mut context,
+    };
+    // SAFETY: both pointers are valid.
+    let action = unsafe { on_exception(&mut exception) };
+    let registers = Registers::new(&mut context);
+    (action, registers.program_counter(), registers.result())
+}
+
+/// A page of a file on a medium that was removed. Wine raises no such exception.
+#[test]
+fn on_exception_in_page_of_file_that_cannot_be_read_resumes() {
+    let (at, resume) = instruction(IN_REGISTERS);
+    for code in [EXCEPTION_IN_PAGE_ERROR, EXCEPTION_ACCESS_VIOLATION] {
+        // STATUS_DEVICE_DATA_ERROR
+        let record = record(code, &[0, ADDRESS, 0xc000_009c]);
+        assert_eq!(
+            handled(record, at, (ADDRESS - 10, ADDRESS + 1)),
+            (EXCEPTION_CONTINUE_EXECUTION, resume, ADDRESS)
+        );
+        assert_eq!(
+            handled(record, at, (ADDRESS - 10, ADDRESS)),
+            (EXCEPTION_CONTINUE_SEARCH, at, 0)
+        );
+        assert_eq!(
+            handled(record, resume, (0, usize::MAX)),
+            (EXCEPTION_CONTINUE_SEARCH, resume, 0)
+        );
+    }
+}
+
+#[test]
+fn table_has_entry_of_each_kind() {
+    assert!(table().len() >= 2 * size_of::<Entry>());
+    assert_eq!(table().len() % size_of::<Entry>(), 0);
+    let (only, _) = instruction(ONLY_OPERAND);
+    let (in_registers, _) = instruction(IN_REGISTERS);
+    assert_ne!(only, in_registers);
+}
