@@ -9,6 +9,7 @@
 mod harness;
 mod own;
 mod suites;
+mod windows;
 
 use std::process::ExitCode;
 use std::time::Instant;

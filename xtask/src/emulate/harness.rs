@@ -90,12 +90,17 @@ impl Harness {
         command
     }
 
-    /// Selects packages, with all features of the library.
-    pub(super) fn select(&self, command: &mut Command, packages: &[&str]) {
+    /// Selects packages, with all features of the library except those that the target lacks.
+    pub(super) fn select(&self, command: &mut Command, packages: &[&str], lacking: &[&str]) {
         for package in packages {
             command.args(["-p", package]);
         }
-        for feature in &self.features {
+        if !lacking.is_empty() {
+            // One of them is a default.
+            command.arg("--no-default-features");
+        }
+        let has = |feature: &&String| !lacking.contains(&feature.as_str());
+        for feature in self.features.iter().filter(has) {
             command
                 .arg("--features")
                 .arg(format!("vm-memory/{feature}"));
@@ -104,8 +109,18 @@ impl Harness {
 
     /// Returns the command for tests of packages.
     pub(super) fn test(&self, platform: &Platform, packages: &[&str]) -> Command {
+        self.test_of(platform, packages, &[])
+    }
+
+    /// Returns the command for tests of packages, on a target that lacks features.
+    pub(super) fn test_of(
+        &self,
+        platform: &Platform,
+        packages: &[&str],
+        lacking: &[&str],
+    ) -> Command {
         let mut command = self.cargo(platform, "test");
-        self.select(&mut command, packages);
+        self.select(&mut command, packages, lacking);
         // Without optimisation, the loops over all alignments and lengths take minutes under qemu.
         command
             .env("CARGO_PROFILE_TEST_OPT_LEVEL", "1")

@@ -97,8 +97,7 @@ pub(super) fn musl(harness: &Harness, suite: &Suite) -> Result<String> {
     harness.count(suite.name, command)
 }
 
-/// Builds objects for Windows and macOS. They must not have the section of the fault table, because
-/// it exists for ELF only.
+/// Builds objects for Windows and macOS. They must not have the section of the fault table of ELF.
 pub(super) fn formats(harness: &Harness, _suite: &Suite) -> Result<String> {
     for target in ["x86_64-pc-windows-msvc", "aarch64-apple-darwin"] {
         let object = harness.folder.join(format!("{target}.o"));

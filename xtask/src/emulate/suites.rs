@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::harness::Harness;
-use super::own;
+use super::{own, windows};
 use crate::debian::{missing, tool, Tool, AARCH64_LINUX, CARGO, CROSS, RUSTC};
 
 /// A target, and what runs on it.
@@ -168,6 +168,29 @@ pub(super) static SUITES: &[Suite] = &[
         platform: native("x86_64-unknown-linux-musl", Compiler::Source),
         ci: &[Step::Own(own::musl)],
         all: &[Step::Own(own::musl)],
+    },
+    Suite {
+        name: "windows",
+        title: "x86_64 Windows, under Wine",
+        tools: &[&[
+            tool("/usr/bin/x86_64-w64-mingw32-gcc", "gcc-mingw-w64-x86-64"),
+            tool(windows::WINE, "wine64"),
+        ]],
+        platform: Platform {
+            target: "x86_64-pc-windows-gnu",
+            compiler: Compiler::Rustup,
+            linker: Some(windows::LINKER),
+            runner: Some(windows::WINE),
+            variables: &[],
+        },
+        ci: &[
+            Step::Own(windows::tests_of_ci),
+            Step::Own(windows::check_msvc),
+        ],
+        all: &[
+            Step::Own(windows::all_tests),
+            Step::Own(windows::check_msvc),
+        ],
     },
     Suite {
         name: "formats",
