@@ -198,7 +198,7 @@ impl Marks {
             [head, middle @ .., tail] => {
                 has_bits(head, bits_between(first_bit, 1 << (WORD_BITS - 1)))
                     && has_bits(tail, bits_between(1, last_bit))
-                    && are_full(middle)
+                    && all_are(middle, u64::MAX)
             }
             _ => false,
         };
@@ -388,16 +388,22 @@ fn has_bits(word: &AtomicU64, bits: u64) -> bool {
     word.load(Ordering::SeqCst) & bits == bits
 }
 
-/// Returns whether words have all bits.
+/// Loads a word.
 #[inline(always)]
-fn are_full(words: &[AtomicU64]) -> bool {
+fn load(word: &AtomicU64) -> u64 {
+    word.load(Ordering::SeqCst)
+}
+
+/// Returns whether all words are `bits`.
+#[inline(always)]
+fn all_are(words: &[AtomicU64], bits: u64) -> bool {
     // Four at a time without a branch. Built for size, the compiler unrolls no loop.
     let (fours, rest) = words.as_chunks();
-    let load = |word: &AtomicU64| word.load(Ordering::SeqCst);
+    let differs = |word: &AtomicU64| load(word) ^ bits;
     fours
         .iter()
-        .all(|[a, b, c, d]| load(a) & load(b) & load(c) & load(d) == u64::MAX)
-        && rest.iter().all(|word| load(word) == u64::MAX)
+        .all(|[a, b, c, d]| differs(a) | differs(b) | differs(c) | differs(d) == 0)
+        && rest.iter().all(|word| differs(word) == 0)
 }
 
 /// Harvests the lines `which` of a block, and adds their bits to `words`. Returns those that had
@@ -416,10 +422,13 @@ fn harvest_lines(
         let (Some(line), Some(words)) = (block.get(number), words.get_mut(number)) else {
             break;
         };
+        if all_are(line, 0) {
+            continue;
+        }
         let mut any = 0;
         for (pair, words) in line.as_chunks().0.iter().zip(words.as_chunks_mut().0) {
             let [low, high] = pair;
-            let seen = [low.load(Ordering::SeqCst), high.load(Ordering::SeqCst)];
+            let seen = [load(low), load(high)];
             if seen != [0, 0] {
                 let [low, high] = pairs.swap(pair, seen);
                 any |= low | high;

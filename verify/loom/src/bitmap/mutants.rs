@@ -134,7 +134,7 @@ fn t_weakened_loses_a_page() {
 #[test]
 fn s_or_h_weakened_loses_a_page() {
     each_fails(
-        marks("let seen = [low.load(Ordering::SeqCst), high.load(Ordering::SeqCst)]"),
+        after(marks("fn load(word: &AtomicU64) -> u64 {")),
         models::mark_during_harvest_of_empty_line_loses_no_page,
         &[Relaxed, AcqRel],
     );
