@@ -444,11 +444,9 @@ impl<'a, M: GuestMemoryBackend + ?Sized> Iterator for GuestMemoryBackendSliceIte
             return None;
         }
         // Fast path: almost every range is contiguous.
-        if !self.scattered {
-            if let Some(slice) = self
-                .addr
-                .and_then(|addr| self.memory.contiguous_slice(addr, self.left, self.access))
-            {
+        if let (false, Some(addr)) = (self.scattered, self.addr) {
+            // Not in `Option::and_then`, which becomes a call when built for size.
+            if let Some(slice) = self.memory.contiguous_slice(addr, self.left, self.access) {
                 self.left = 0;
                 return Some(Ok(slice));
             }

@@ -278,6 +278,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     /// assert_eq!(VolatileSlice::from(memory.as_mut_slice()).copy_to(&mut buf), 2);
     /// assert_eq!(buf.map(u16::from_le), [1, 2, 0, 0]);
     /// ```
+    #[inline(always)]
     pub fn copy_to<T>(&self, buf: &mut [T]) -> usize
     where
         T: ByteValued,
@@ -323,6 +324,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     /// slice.copy_from(&[1u16, 2, 3].map(u16::to_le));
     /// assert_eq!(memory, [1, 0, 2, 0, 0]);
     /// ```
+    #[inline(always)]
     pub fn copy_from<T>(&self, buf: &[T])
     where
         T: ByteValued,

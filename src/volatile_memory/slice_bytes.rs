@@ -107,8 +107,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
         let size = size_of::<T::A>();
         // Such a store is code of another crate, which may panic after it has written.
         let in_other_code = !is_register_sized::<T>();
-        let mark = || self.bitmap.mark_dirty(addr, size);
-        let on_panic = in_other_code.then(|| OnPanic(mark));
+        let on_panic = in_other_code.then(|| OnPanic(|| self.bitmap.mark_dirty(addr, size)));
         let stored = target.with(size, Direction::Write, |target| {
             // SAFETY: `atomic_operand` returned an aligned location for the bytes of a `T::A` in
             // the slice, not null unless `T` is register sized. The slice's bytes are mapped for
@@ -118,7 +117,8 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
         });
         core::mem::forget(on_panic);
         stored.map_err(Error::from_fault)?;
-        mark();
+        // Not by the closure, which becomes a call when built for size.
+        self.bitmap.mark_dirty(addr, size);
         Ok(())
     }
 
