@@ -12,7 +12,7 @@ use crate::comparison::{timed, Batch};
 use crate::layout::Layout;
 use crate::shared_pages::{SharedPages, GUEST_LEN};
 use crate::throughput::Shift;
-use crate::values::{HostArray, S16};
+use crate::values::{HostArray, Words, S16};
 use crate::workload_shapes::{blk, pages_in, ring, Mappings, BITMAP_LEN, PAGE, SECOND_SLICE};
 
 /// The shared pages as one array, and the start of each region in it.
@@ -153,6 +153,59 @@ pub fn write_obj_tracked<T: IntoBytes + Immutable + Default + 'static>(
         flat.write(black_box(T::default()), address)?;
         mark(&mut words, address as usize, size_of::<T>())
     }))
+}
+
+/// Makes accesses in a closure that the loop cannot inline, as `contexts::boxed` does.
+fn boxed(
+    shared: &SharedPages,
+    regions: usize,
+    size: usize,
+    mut access: impl FnMut(&mut Flat, u64, u64) -> Option<u64> + 'static,
+) -> Result<Batch> {
+    let layout = Layout::apart(regions);
+    let mut flat = Flat::new(shared, layout)?;
+    let addresses = layout.addresses(size, size);
+    let run: Box<dyn FnMut(u64) -> Option<u64>> = black_box(Box::new(move |number| {
+        access(&mut flat, addresses.at(number), number)
+    }));
+    Ok(Batch::of(run))
+}
+
+pub fn boxed_find_region(shared: &SharedPages, regions: usize) -> Result<Batch> {
+    boxed(shared, regions, 1, |flat, address, _| {
+        let range = flat.find(address, 1)?;
+        flat.bytes.get(range).map(|bytes| bytes.len() as u64)
+    })
+}
+
+pub fn boxed_read<T: Words + FromBytes>(shared: &SharedPages) -> Result<Batch> {
+    boxed(shared, 1, size_of::<T>(), |flat, address, _| {
+        flat.read(address).map(|value: T| value.sum())
+    })
+}
+
+pub fn boxed_write<T: Words + IntoBytes + Immutable>(shared: &SharedPages) -> Result<Batch> {
+    boxed(shared, 1, size_of::<T>(), |flat, address, number| {
+        flat.write(T::from_word(number), address).map(|()| 0)
+    })
+}
+
+/// A write that also sets the dirty bit.
+pub fn boxed_write_tracked(shared: &SharedPages) -> Result<Batch> {
+    let mut words = vec![u64::MAX; GUEST_LEN / PAGE / 64];
+    boxed(shared, 1, size_of::<u64>(), move |flat, address, number| {
+        flat.write(number, address)?;
+        mark(&mut words, address as usize, size_of::<u64>()).map(|()| 0)
+    })
+}
+
+pub fn boxed_read_slice(shared: &SharedPages) -> Result<Batch> {
+    boxed(shared, 1, 64, |flat, address, _| {
+        let mut bytes = [0; 64];
+        let range = flat.find_in_one(address, bytes.len())?;
+        black_box(&mut bytes).copy_from_slice(flat.bytes.get(range)?);
+        Some(0)
+    })
 }
 
 /// Returns the alignment of buffers of `len` bytes in the guest.

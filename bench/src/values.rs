@@ -43,6 +43,18 @@ pub trait Words: ours::ByteValued + reference::ByteValued + 'static {
     fn sum(&self) -> u64;
 }
 
+impl Words for u16 {
+    #[inline(always)]
+    fn from_word(word: u64) -> Self {
+        word as u16
+    }
+
+    #[inline(always)]
+    fn sum(&self) -> u64 {
+        u64::from(*self)
+    }
+}
+
 impl Words for u64 {
     #[inline(always)]
     fn from_word(word: u64) -> Self {

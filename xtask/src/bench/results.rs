@@ -32,7 +32,8 @@ const CRITERIA: &str = "\
 The reference is 0.18.0. The limit is a bounds check on a flat array and one access, or `memcpy`.
 With several regions, it is also a binary search for the region. Each row has two criteria, in every
 build. Its calling contexts are a plain loop, a boxed closure, or a device that is generic over its
-handle to the memory. A row misses a criterion if it does so in any of them.
+handle to the memory. A row misses a criterion if it does so in any of them. A plain loop and a
+boxed closure have a limit in the same context.
 
 1. The ratio, reference ÷ ours, is at least 0.97, or the figure of the row. A figure above 1 keeps
    the gain of a design: a row can miss it and still be faster than the reference.
