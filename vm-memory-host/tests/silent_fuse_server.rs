@@ -298,6 +298,24 @@ fn descriptors_of_silent_servers_take_at_most_64_threads() {
     );
 }
 
+/// No server delays the threads, but they are slower than the caller.
+#[test]
+fn many_received_descriptors_are_all_closed() {
+    in_own_process("many_received_descriptors_are_all_closed", |_| {
+        let file = File::open("/dev/null").unwrap();
+        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let before = open();
+        for _ in 0..400 {
+            // The threads may be late, and a process has a limit of descriptors.
+            test_support::wait_until(|| open() < before + 500);
+            for _ in 0..10 {
+                receive(file.try_clone().unwrap());
+            }
+        }
+        test_support::wait_until(|| open() == before);
+    });
+}
+
 #[test]
 fn descriptor_without_thread_to_close_it_does_not_delay_caller() {
     in_own_process(

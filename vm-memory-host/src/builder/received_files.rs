@@ -2,9 +2,7 @@
 //! [`Requested`]: regions that may have such descriptors.
 
 use std::fs::File;
-use std::mem::ManuallyDrop;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crate::region::{Backing, Region};
 use crate::sys;
@@ -14,8 +12,17 @@ use crate::sys;
 /// A server that never replies keeps its thread for ever, and each description can bring one.
 const MAX_THREADS: usize = 64;
 
-/// The number of threads that are closing files.
-static THREADS: AtomicUsize = AtomicUsize::new(0);
+/// The files that no thread closes yet, and the threads that close them.
+#[derive(Debug)]
+struct Closing {
+    waiting: Vec<File>,
+    threads: usize,
+}
+
+static CLOSING: Mutex<Closing> = Mutex::new(Closing {
+    waiting: Vec::new(),
+    threads: 0,
+});
 
 /// Descriptors that another process has sent.
 ///
@@ -23,8 +30,8 @@ static THREADS: AtomicUsize = AtomicUsize::new(0);
 /// such files in a separate thread. Memfds and files that are still in use elsewhere are dropped at
 /// once.
 ///
-/// If [`MAX_THREADS`] threads are closing files already, or if the system refuses the thread, the
-/// files stay open until the process ends. The caller never waits for a server.
+/// If [`MAX_THREADS`] threads are closing files already, one of them closes these later. If the
+/// system refuses the thread, a later one closes them. The caller never waits for a server.
 #[derive(Debug, Default)]
 pub(crate) struct ReceivedFiles(Vec<Arc<File>>);
 
@@ -65,27 +72,55 @@ impl Drop for ReceivedFiles {
     }
 }
 
-/// Closes files in a separate thread, or leaves them open if there can be no such thread.
+/// Closes files in separate threads, or later if there can be no other thread now.
 fn close_detached(files: Vec<File>) {
-    // Relaxed: the counter protects no other memory.
-    let one_more = |threads: usize| (threads < MAX_THREADS).then(|| threads.saturating_add(1));
-    if THREADS
-        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
-        .is_err()
-    {
-        let count = files.len();
-        log_warning!("{count} descriptors stay open: {MAX_THREADS} threads are closing others");
+    let Some(mut closing) = lock_for_caller() else {
         return std::mem::forget(files);
-    }
-    // Nothing drops `files` in this thread, even if the thread is refused.
-    let mut files = ManuallyDrop::new(files);
-    let close = move || {
-        drop(std::mem::take(&mut *files));
-        THREADS.fetch_sub(1, Ordering::Relaxed);
     };
-    if sys::run_detached(c"close", close).is_err() {
-        THREADS.fetch_sub(1, Ordering::Relaxed);
+    closing.waiting.extend(files);
+    if closing.threads >= MAX_THREADS {
+        let count = closing.waiting.len();
+        drop(closing);
+        log_warning!("{count} descriptors stay open: {MAX_THREADS} threads are closing others");
+        return;
     }
+    closing.threads = closing.threads.saturating_add(1);
+    drop(closing);
+    if sys::run_detached(c"close", close_waiting).is_err() {
+        if let Some(mut closing) = lock_for_caller() {
+            closing.threads = closing.threads.saturating_sub(1);
+        }
+    }
+}
+
+/// Closes files until none waits.
+fn close_waiting() {
+    loop {
+        let mut closing = CLOSING.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(file) = closing.waiting.pop() else {
+            closing.threads = closing.threads.saturating_sub(1);
+            return;
+        };
+        drop(closing);
+        // May wait for its server. Other threads close the other files.
+        drop(file);
+    }
+}
+
+/// Locks the list of files, or returns `None` if it stays locked.
+///
+/// In a child of fork(2), a thread of the parent may have held the lock, and does not release it.
+/// Otherwise it is held for a moment only.
+fn lock_for_caller() -> Option<MutexGuard<'static, Closing>> {
+    const TRIES: usize = 10_000;
+    (0..TRIES).find_map(|_| match CLOSING.try_lock() {
+        Ok(closing) => Some(closing),
+        Err(TryLockError::Poisoned(closing)) => Some(closing.into_inner()),
+        Err(TryLockError::WouldBlock) => {
+            std::thread::yield_now();
+            None
+        }
+    })
 }
 
 /// The regions of a builder. Dropping them closes the files of those that require seals, as

@@ -393,8 +393,8 @@ impl Description {
     /// - The maximum number of regions. Each region takes VMAs from the budget of the process (half
     ///   of `vm.max_map_count`), and time to build.
     /// - The maximum number of attempts per peer. A thread closes a descriptor whose server may
-    ///   never reply, and there are at most 64 such threads in a process. Descriptors above that
-    ///   number stay open until the process ends. Change the user or group of the process before:
+    ///   never reply, and there are at most 64 such threads in a process. While all of them wait,
+    ///   further descriptors stay open. Change the user or group of the process before:
     ///   setuid(2) and setgid(2) of the C library wait for these threads.
     ///
     /// # Examples
