@@ -180,7 +180,10 @@ fn build_with_invalid_block_size_shows_the_error_of_vm_memory() {
         assert_eq!(source, PluggedBlocksError::BlockSize { block_size });
         assert_eq!(
             message,
-            format!("region {region}: the block size does not fit: {source}")
+            format!(
+                "region {region}: cannot divide it into blocks; use larger blocks, whose size is \
+                a power of two: {source}"
+            )
         );
     }
 }
