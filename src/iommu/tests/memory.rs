@@ -318,26 +318,22 @@ fn rw_lock_of_iotlb_counts_translations() {
 fn access_to_missing_mapping_translates_once() {
     let physical = physical(&[(0, 64, ReadWrite)]);
     let memory = IommuMemory::new(physical, Partial::new(usize::MAX), true, bytewise(64));
-    let asked = |access: &dyn Fn()| {
-        let before = memory.iommu().translations.load(Ordering::Relaxed);
-        access();
-        memory.iommu().translations.load(Ordering::Relaxed) - before
-    };
-    let addr = GuestAddress(8);
-    assert_eq!(asked(&|| assert!(memory.read_obj::<u64>(addr).is_err())), 1);
-    assert_eq!(asked(&|| assert!(memory.write_obj(1u64, addr).is_err())), 1);
-    assert_eq!(
-        asked(&|| assert!(memory.write_slice(&[1; 8], addr).is_err())),
-        1
-    );
-    assert_eq!(
-        asked(&|| assert!(memory.read(&mut [1; 8], addr).is_err())),
-        1
-    );
-    assert_eq!(
-        asked(&|| assert!(memory.load::<u64>(addr, Ordering::SeqCst).is_err())),
-        1
-    );
+    let (addr, order) = (GuestAddress(8), Ordering::SeqCst);
+    let accesses: [&dyn Fn() -> bool; 8] = [
+        &|| memory.read_obj::<u64>(addr).is_err(),
+        &|| memory.write_obj(1u64, addr).is_err(),
+        &|| memory.write_slice(&[1; 8], addr).is_err(),
+        &|| memory.read(&mut [1; 8], addr).is_err(),
+        &|| memory.load::<u64>(addr, order).is_err(),
+        &|| memory.store(1u64, addr, order).is_err(),
+        &|| memory.write_volatile_to(addr, &mut vec![], 8).is_err(),
+        &|| memory.get_slices(addr, 8, Read).is_err(),
+    ];
+    for (number, access) in (1..).zip(accesses) {
+        assert!(access(), "access {number}");
+        let translations = memory.iommu().translations.load(Ordering::Relaxed);
+        assert_eq!(translations, number);
+    }
 }
 
 #[test]

@@ -26,7 +26,7 @@
 //! | test | property |
 //! |---|---|
 //! | `wire` | the messages have the layout and the numbers of the kernel |
-//! | `scenario` | misses, permissions, invalidations, deadlines and dirty marks, step by step |
+//! | `scenario` | misses, refused accesses and invalidations, step by step |
 //! | `hostile` | no message or byte sequence panics; a refused message changes nothing |
 //! | `stress` | no access uses a mapping after its invalidation was acknowledged |
 //!

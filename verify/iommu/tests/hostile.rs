@@ -106,6 +106,8 @@ fn send_of_invalid_message_is_refused_without_effect() {
         ("type 0", Raw { kind: 0, ..good }),
         ("miss", Raw { kind: 1, ..good }),
         ("access failure", Raw { kind: 4, ..good }),
+        ("begin of a batch", Raw { kind: 5, ..good }),
+        ("end of a batch", Raw { kind: 6, ..good }),
         ("type 7", Raw { kind: 7, ..good }),
         ("type 0xff", Raw { kind: 0xff, ..good }),
     ];
