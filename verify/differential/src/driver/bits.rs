@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::kinds::{bitmap_of, words_of};
+use super::kinds::{words_of, Bits};
 use super::vm::bitmap::{ArcSlice, AtomicBitmap, Bitmap, NewBitmap, RefSlice};
 use crate::op::{BitAct, View};
 use crate::out::Out;
@@ -69,7 +69,7 @@ pub fn bits(bitmap: &mut AtomicBitmap, act: &BitAct) -> Out {
             if page == 0 || bytes / page > MOST_BITS {
                 return Out::NotApplicable;
             }
-            *bitmap = bitmap_of(bytes, page);
+            *bitmap = Bits::new(bytes, page);
             Out::Nothing
         }
         BitAct::BitmapWithLen(bytes) => {

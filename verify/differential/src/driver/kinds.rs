@@ -1,5 +1,6 @@
 //! The types of the regions of a collection.
 
+use std::marker::PhantomData;
 use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering;
 
@@ -22,7 +23,7 @@ pub const LARGEST_REGION: u64 = 1 << 18;
 
 /// A type of region.
 pub trait Kind: 'static {
-    type B: Bitmap + 'static;
+    type B: Bits;
     type R: GuestMemoryRegion<B = Self::B> + 'static;
 
     /// Creates the specified region.
@@ -47,21 +48,63 @@ pub trait Kind: 'static {
     /// Returns the bitmap of the region.
     fn region_bits(region: &Self::R) -> Option<&AtomicBitmap>;
 
-    /// Creates a bitmap for an `IommuMemory`.
-    fn bitmap(bytes: usize, page: usize) -> Self::B;
-
-    /// Returns the `AtomicBitmap` of such a bitmap.
-    fn bits(bitmap: &Self::B) -> Option<&AtomicBitmap>;
-
     /// Returns the mapping of the region, if it is a type of the crate.
     fn mapping(_: &Self::R) -> Option<&MmapRegion<Self::B>> {
         None
     }
 }
 
-/// Creates a bitmap for `bytes`, with a granularity of at least 1.
-pub fn bitmap_of(bytes: usize, page: usize) -> AtomicBitmap {
-    AtomicBitmap::new(bytes, NonZeroUsize::new(page).unwrap_or(NonZeroUsize::MIN))
+/// A bitmap of a region, or of an `IommuMemory`.
+pub trait Bits: Bitmap + Sized + 'static {
+    /// Creates a bitmap of pages of `page` bytes.
+    fn new(bytes: usize, page: usize) -> Self;
+
+    /// Returns the `AtomicBitmap`, if there is one.
+    fn atomic(&self) -> Option<&AtomicBitmap>;
+
+    /// Creates a collection by `from_ranges` or `from_ranges_with_files`, if regions with this
+    /// bitmap have them.
+    fn from_ranges(_: &[RegionSpec], _files: bool) -> Option<Made<Self>> {
+        None
+    }
+}
+
+type Made<B> = Result<GuestRegionCollection<GuestRegionMmap<B>>, Fault>;
+
+impl Bits for () {
+    fn new(_: usize, _: usize) -> Self {}
+
+    fn atomic(&self) -> Option<&AtomicBitmap> {
+        None
+    }
+
+    fn from_ranges(specs: &[RegionSpec], files: bool) -> Option<Made<Self>> {
+        mapped_ranges(specs, files)
+    }
+}
+
+impl Bits for AtomicBitmap {
+    fn new(bytes: usize, page: usize) -> Self {
+        AtomicBitmap::new(bytes, NonZeroUsize::new(page).unwrap_or(NonZeroUsize::MIN))
+    }
+
+    fn atomic(&self) -> Option<&AtomicBitmap> {
+        Some(self)
+    }
+
+    fn from_ranges(specs: &[RegionSpec], files: bool) -> Option<Made<Self>> {
+        mapped_ranges(specs, files)
+    }
+}
+
+impl Bits for Option<AtomicBitmap> {
+    fn new(bytes: usize, page: usize) -> Self {
+        (page > 0).then(|| Bits::new(bytes, page))
+    }
+
+    fn atomic(&self) -> Option<&AtomicBitmap> {
+        self.as_ref()
+    }
 }
 
 /// Returns the words of a bitmap, and the number of its bits.
@@ -98,10 +141,7 @@ fn mapped<B: Bitmap>(spec: &RegionSpec, bitmap: B) -> Result<GuestRegionMmap<B>,
     GuestRegionMmap::new(mapping, GuestAddress(spec.base)).ok_or(Fault::Named("InvalidGuestRegion"))
 }
 
-fn mapped_ranges<B: vm::bitmap::NewBitmap>(
-    specs: &[RegionSpec],
-    files: bool,
-) -> Option<Result<GuestRegionCollection<GuestRegionMmap<B>>, Fault>> {
+fn mapped_ranges<B: vm::bitmap::NewBitmap>(specs: &[RegionSpec], files: bool) -> Option<Made<B>> {
     if specs.iter().any(|spec| spec.len > LARGEST_REGION) {
         return Some(Err(Fault::Named("too large for the harness")));
     }
@@ -129,120 +169,31 @@ fn mapped_ranges<B: vm::bitmap::NewBitmap>(
     Some(made.map_err(|error| error.fault(&Hosts::default())))
 }
 
-fn host_of<B: Bitmap>(region: &GuestRegionMmap<B>) -> (usize, usize) {
-    (region.as_ptr() as usize, whole_pages(region.size()))
-}
+/// The crate's regions with a bitmap `B`.
+pub struct Mapped<B>(PhantomData<B>);
 
-/// The crate's regions without a bitmap.
-pub enum MmapPlain {}
-
-impl Kind for MmapPlain {
-    type B = ();
-    type R = GuestRegionMmap<()>;
+impl<B: Bits> Kind for Mapped<B> {
+    type B = B;
+    type R = GuestRegionMmap<B>;
 
     fn region(spec: &RegionSpec) -> Result<Self::R, Fault> {
-        mapped(spec, ())
+        let bytes = spec.len.min(LARGEST_REGION) as usize;
+        mapped(spec, B::new(bytes, spec.page))
     }
 
-    fn from_ranges(
-        specs: &[RegionSpec],
-        files: bool,
-    ) -> Option<Result<GuestRegionCollection<Self::R>, Fault>> {
-        mapped_ranges(specs, files)
+    fn from_ranges(specs: &[RegionSpec], files: bool) -> Option<Made<B>> {
+        B::from_ranges(specs, files)
     }
 
     fn host(region: &Self::R) -> (usize, usize) {
-        host_of(region)
-    }
-
-    fn region_bits(_: &Self::R) -> Option<&AtomicBitmap> {
-        None
-    }
-
-    fn bitmap(_: usize, _: usize) -> Self::B {}
-
-    fn bits((): &Self::B) -> Option<&AtomicBitmap> {
-        None
-    }
-
-    fn mapping(region: &Self::R) -> Option<&MmapRegion<Self::B>> {
-        Some(region)
-    }
-}
-
-/// The crate's regions with a bitmap.
-pub enum MmapTracked {}
-
-impl Kind for MmapTracked {
-    type B = AtomicBitmap;
-    type R = GuestRegionMmap<AtomicBitmap>;
-
-    fn region(spec: &RegionSpec) -> Result<Self::R, Fault> {
-        mapped(
-            spec,
-            bitmap_of(spec.len.min(LARGEST_REGION) as usize, spec.page),
-        )
-    }
-
-    fn from_ranges(
-        specs: &[RegionSpec],
-        files: bool,
-    ) -> Option<Result<GuestRegionCollection<Self::R>, Fault>> {
-        mapped_ranges(specs, files)
-    }
-
-    fn host(region: &Self::R) -> (usize, usize) {
-        host_of(region)
+        (region.as_ptr() as usize, whole_pages(region.size()))
     }
 
     fn region_bits(region: &Self::R) -> Option<&AtomicBitmap> {
-        Some(MmapRegion::bitmap(region))
+        MmapRegion::bitmap(region).atomic()
     }
 
-    fn bitmap(bytes: usize, page: usize) -> Self::B {
-        bitmap_of(bytes, page)
-    }
-
-    fn bits(bitmap: &Self::B) -> Option<&AtomicBitmap> {
-        Some(bitmap)
-    }
-
-    fn mapping(region: &Self::R) -> Option<&MmapRegion<Self::B>> {
-        Some(region)
-    }
-}
-
-/// The crate's regions with an optional bitmap.
-pub enum MmapMaybe {}
-
-impl Kind for MmapMaybe {
-    type B = Option<AtomicBitmap>;
-    type R = GuestRegionMmap<Option<AtomicBitmap>>;
-
-    fn region(spec: &RegionSpec) -> Result<Self::R, Fault> {
-        mapped(
-            spec,
-            Self::bitmap(spec.len.min(LARGEST_REGION) as usize, spec.page),
-        )
-    }
-
-    fn host(region: &Self::R) -> (usize, usize) {
-        host_of(region)
-    }
-
-    fn region_bits(region: &Self::R) -> Option<&AtomicBitmap> {
-        MmapRegion::bitmap(region).as_ref()
-    }
-
-    fn bitmap(bytes: usize, page: usize) -> Self::B {
-        (page > 0).then(|| bitmap_of(bytes, page))
-    }
-
-    fn bits(bitmap: &Self::B) -> Option<&AtomicBitmap> {
-        bitmap.as_ref()
-    }
-
-    fn mapping(region: &Self::R) -> Option<&MmapRegion<Self::B>> {
+    fn mapping(region: &Self::R) -> Option<&MmapRegion<B>> {
         Some(region)
     }
 }
@@ -313,7 +264,7 @@ impl Kind for Own {
             }
             _ => spec.len.max(1) as usize,
         };
-        let ram = MmapRegionBuilder::new_with_bitmap(bytes, bitmap_of(bytes, spec.page))
+        let ram = MmapRegionBuilder::new_with_bitmap(bytes, Bits::new(bytes, spec.page))
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE)
             .build()
@@ -336,14 +287,6 @@ impl Kind for Own {
 
     fn region_bits(region: &Self::R) -> Option<&AtomicBitmap> {
         Some(region.ram.bitmap())
-    }
-
-    fn bitmap(bytes: usize, page: usize) -> Self::B {
-        bitmap_of(bytes, page)
-    }
-
-    fn bits(bitmap: &Self::B) -> Option<&AtomicBitmap> {
-        Some(bitmap)
     }
 }
 
@@ -378,6 +321,23 @@ impl DeviceRegion {
     }
 }
 
+/// Defines methods that count a call and fail.
+macro_rules! refuses_streams {
+    ($($method:ident($stream:ident) -> $moved:ty;)*) => {
+        $(
+            fn $method<F: $stream>(
+                &self,
+                _: MemoryRegionAddress,
+                _: &mut F,
+                _: usize,
+            ) -> GuestMemoryResult<$moved> {
+                self.count();
+                Err(GuestMemoryError::HostAddressNotAvailable)
+            }
+        )*
+    };
+}
+
 impl Bytes<MemoryRegionAddress> for DeviceRegion {
     type E = GuestMemoryError;
 
@@ -399,44 +359,11 @@ impl Bytes<MemoryRegionAddress> for DeviceRegion {
         self.read(buf, addr).map(|_| ())
     }
 
-    fn read_volatile_from<F: ReadVolatile>(
-        &self,
-        _: MemoryRegionAddress,
-        _: &mut F,
-        _: usize,
-    ) -> GuestMemoryResult<usize> {
-        self.count();
-        Err(GuestMemoryError::HostAddressNotAvailable)
-    }
-
-    fn read_exact_volatile_from<F: ReadVolatile>(
-        &self,
-        _: MemoryRegionAddress,
-        _: &mut F,
-        _: usize,
-    ) -> GuestMemoryResult<()> {
-        self.count();
-        Err(GuestMemoryError::HostAddressNotAvailable)
-    }
-
-    fn write_volatile_to<F: WriteVolatile>(
-        &self,
-        _: MemoryRegionAddress,
-        _: &mut F,
-        _: usize,
-    ) -> GuestMemoryResult<usize> {
-        self.count();
-        Err(GuestMemoryError::HostAddressNotAvailable)
-    }
-
-    fn write_all_volatile_to<F: WriteVolatile>(
-        &self,
-        _: MemoryRegionAddress,
-        _: &mut F,
-        _: usize,
-    ) -> GuestMemoryResult<()> {
-        self.count();
-        Err(GuestMemoryError::HostAddressNotAvailable)
+    refuses_streams! {
+        read_volatile_from(ReadVolatile) -> usize;
+        read_exact_volatile_from(ReadVolatile) -> ();
+        write_volatile_to(WriteVolatile) -> usize;
+        write_all_volatile_to(WriteVolatile) -> ();
     }
 
     fn store<T: AtomicAccess>(
@@ -499,12 +426,6 @@ impl Kind for Device {
     }
 
     fn region_bits(_: &Self::R) -> Option<&AtomicBitmap> {
-        None
-    }
-
-    fn bitmap(_: usize, _: usize) -> Self::B {}
-
-    fn bits((): &Self::B) -> Option<&AtomicBitmap> {
         None
     }
 }

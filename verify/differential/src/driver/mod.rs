@@ -41,7 +41,7 @@ pub struct TestedCrate {
 impl Machine for TestedCrate {
     fn fresh() -> Self {
         TestedCrate {
-            space: Box::new(SpaceOf::<kinds::MmapPlain>::new(
+            space: Box::new(SpaceOf::<kinds::Mapped<()>>::new(
                 GuestRegionCollection::new(),
             )),
             bitmaps: Default::default(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::asks::{ask, ask_any, ask_region};
 use super::fault::{Hosts, IntoFault};
-use super::kinds::{self, set_words, words_of, Kind, LARGEST_REGION};
+use super::kinds::{self, set_words, words_of, Bits, Kind, LARGEST_REGION};
 use super::slices::{walk, ActJob, Paths, SliceJob, TouchJob};
 use super::tlb::{self, Remapper};
 use super::touch::touch;
@@ -16,6 +16,7 @@ use crate::op::{
     Access, How, Kind as KindName, Layout, Op, Path, Question, RegionSpec, Root, Target, Walk,
 };
 use crate::out::{Fault, Out};
+use vm::bitmap::AtomicBitmap;
 use vm::iommu::Iotlb;
 use vm::{
     GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryBackend,
@@ -62,9 +63,11 @@ pub(super) struct SpaceOf<K: Kind> {
 
 pub(super) fn build(layout: &Layout) -> Result<Box<dyn Space>, Fault> {
     Ok(match layout.kind {
-        KindName::MmapPlain => Box::new(SpaceOf::<kinds::MmapPlain>::build(layout)?),
-        KindName::MmapTracked => Box::new(SpaceOf::<kinds::MmapTracked>::build(layout)?),
-        KindName::MmapMaybe => Box::new(SpaceOf::<kinds::MmapMaybe>::build(layout)?),
+        KindName::MmapPlain => Box::new(SpaceOf::<kinds::Mapped<()>>::build(layout)?),
+        KindName::MmapTracked => Box::new(SpaceOf::<kinds::Mapped<AtomicBitmap>>::build(layout)?),
+        KindName::MmapMaybe => Box::new(SpaceOf::<kinds::Mapped<Option<AtomicBitmap>>>::build(
+            layout,
+        )?),
         KindName::Own => Box::new(SpaceOf::<kinds::Own>::build(layout)?),
         KindName::Device => Box::new(SpaceOf::<kinds::Device>::build(layout)?),
     })
@@ -99,7 +102,7 @@ impl<K: Kind> SpaceOf<K> {
                 memory.clone(),
                 Remapper::new(),
                 true,
-                K::bitmap(bytes, page),
+                K::B::new(bytes, page),
             ),
             memory,
             buffer: MmapRegion::new(BUFFER_BYTES).expect("mapping a buffer"),
@@ -230,7 +233,7 @@ impl<K: Kind> SpaceOf<K> {
         if bytes as u64 > 4 * LARGEST_REGION {
             return Out::NotApplicable;
         }
-        let (memory, bitmap) = (self.memory.clone(), K::bitmap(bytes, page));
+        let (memory, bitmap) = (self.memory.clone(), K::B::new(bytes, page));
         self.iommu = IommuMemory::new(memory, Remapper::new(), enabled, bitmap);
         Out::Nothing
     }
@@ -440,7 +443,7 @@ impl<K: Kind> Space for SpaceOf<K> {
                 .regions()
                 .get(place)
                 .and_then(|region| K::region_bits(region)),
-            None => K::bits(self.iommu.bitmap()),
+            None => self.iommu.bitmap().atomic(),
         };
         let Some(bitmap) = bitmap.cloned() else {
             return Vec::new();
@@ -476,7 +479,7 @@ impl<K: Kind> Space for SpaceOf<K> {
         });
         State {
             regions,
-            iommu: words_of(K::bits(self.iommu.bitmap())),
+            iommu: words_of(self.iommu.bitmap().atomic()),
         }
     }
 
@@ -487,7 +490,7 @@ impl<K: Kind> Space for SpaceOf<K> {
     }
 
     fn set_iommu_bits(&mut self, words: &[u64]) {
-        set_words(K::bits(self.iommu.bitmap()), words);
+        set_words(self.iommu.bitmap().atomic(), words);
     }
 
     fn forget_mappings(&mut self) {

@@ -31,89 +31,64 @@ unsafe impl vm::ByteValued for Bytes40 {}
 // SAFETY: without bytes, there is no padding and no invalid value.
 unsafe impl vm::ByteValued for Empty {}
 
-/// Evaluates the expression with `$T` standing for the type named by `$ty`.
+/// Evaluates the expression with `$T` as the type that stands beside the name `$name`.
+macro_rules! with_type {
+    ($name:expr, $T:ident => $body:expr, $names:ident {
+        $($variant:ident: $real:ty,)*
+    } $(, $others:pat => $other:expr)?) => {
+        match $name {
+            $(
+                $crate::op::$names::$variant => {
+                    type $T = $real;
+                    $body
+                }
+            )*
+            $($others => $other,)?
+        }
+    };
+}
+
+/// Evaluates the expression with `$T` as the type named by `$ty`.
 macro_rules! with_any_ty {
-    ($ty:expr, $T:ident => $body:expr) => {{
-        use $crate::op::Ty;
-        macro_rules! arm {
-            ($real:ty) => {{
-                type $T = $real;
-                $body
-            }};
-        }
-        match $ty {
-            Ty::I8 => arm!(i8),
-            Ty::I16 => arm!(i16),
-            Ty::I64 => arm!(i64),
-            Ty::I128 => arm!(i128),
-            Ty::Usize => arm!(usize),
-            Ty::Isize => arm!(isize),
-            Ty::Be32 => arm!(super::vm::Be32),
-            Ty::BeSize => arm!(super::vm::BeSize),
-            Ty::Le16 => arm!(super::vm::Le16),
-            Ty::Le64 => arm!(super::vm::Le64),
-            other => super::types::with_ty!(other, $T => $body, else unreachable!("each type has an arm")),
-        }
-    }};
+    ($ty:expr, $T:ident => $body:expr) => {
+        super::types::with_type!($ty, $T => $body, Ty {
+            I8: i8, I16: i16, I64: i64, I128: i128, Usize: usize, Isize: isize,
+            Be32: super::vm::Be32, BeSize: super::vm::BeSize,
+            Le16: super::vm::Le16, Le64: super::vm::Le64,
+        }, other => super::types::with_ty!(
+            other,
+            $T => $body,
+            else unreachable!("each type has an arm")
+        ))
+    };
 }
 
 /// Evaluates the expression with `$T` as the type named by `$ty`, for the types of accesses to
 /// memory only. Every other type has the size and alignment of one of them, and would take time to
 /// compile.
 macro_rules! with_ty {
-    ($ty:expr, $T:ident => $body:expr, else $other:expr) => {{
-        use $crate::op::Ty;
-        macro_rules! arm {
-            ($real:ty) => {{
-                type $T = $real;
-                $body
-            }};
-        }
-        match $ty {
-            Ty::U8 => arm!(u8),
-            Ty::U16 => arm!(u16),
-            Ty::U32 => arm!(u32),
-            Ty::U64 => arm!(u64),
-            Ty::U128 => arm!(u128),
-            Ty::I32 => arm!(i32),
-            Ty::Be16 => arm!(super::vm::Be16),
-            Ty::Be64 => arm!(super::vm::Be64),
-            Ty::Le32 => arm!(super::vm::Le32),
-            Ty::LeSize => arm!(super::vm::LeSize),
-            Ty::Bytes3 => arm!(super::types::Bytes3),
-            Ty::Bytes40 => arm!(super::types::Bytes40),
-            Ty::Empty => arm!(super::types::Empty),
-            _ => $other,
-        }
-    }};
+    ($ty:expr, $T:ident => $body:expr, else $other:expr) => {
+        super::types::with_type!($ty, $T => $body, Ty {
+            U8: u8, U16: u16, U32: u32, U64: u64, U128: u128, I32: i32,
+            Be16: super::vm::Be16, Be64: super::vm::Be64,
+            Le32: super::vm::Le32, LeSize: super::vm::LeSize,
+            Bytes3: super::types::Bytes3, Bytes40: super::types::Bytes40,
+            Empty: super::types::Empty,
+        }, _ => $other)
+    };
 }
 
-/// Evaluates the expression with `$T` standing for the type named by `$ty`.
+/// Evaluates the expression with `$T` as the type named by `$ty`.
 macro_rules! with_atom {
-    ($ty:expr, $T:ident => $body:expr) => {{
-        use $crate::op::AtomTy;
-        macro_rules! arm {
-            ($real:ty) => {{
-                type $T = $real;
-                $body
-            }};
-        }
-        match $ty {
-            AtomTy::AtomU8 => arm!(u8),
-            AtomTy::AtomI8 => arm!(i8),
-            AtomTy::AtomU16 => arm!(u16),
-            AtomTy::AtomI16 => arm!(i16),
-            AtomTy::AtomU32 => arm!(u32),
-            AtomTy::AtomI32 => arm!(i32),
-            AtomTy::AtomU64 => arm!(u64),
-            AtomTy::AtomI64 => arm!(i64),
-            AtomTy::AtomUsize => arm!(usize),
-            AtomTy::AtomIsize => arm!(isize),
-        }
-    }};
+    ($ty:expr, $T:ident => $body:expr) => {
+        super::types::with_type!($ty, $T => $body, AtomTy {
+            AtomU8: u8, AtomI8: i8, AtomU16: u16, AtomI16: i16, AtomU32: u32, AtomI32: i32,
+            AtomU64: u64, AtomI64: i64, AtomUsize: usize, AtomIsize: isize,
+        })
+    };
 }
 
-pub(super) use {with_any_ty, with_atom, with_ty};
+pub(super) use {with_any_ty, with_atom, with_ty, with_type};
 
 /// Returns the value whose bytes are the stream `seed`.
 pub fn value_of<T: vm::ByteValued>(seed: u8) -> T {
