@@ -67,7 +67,7 @@
 //! | plug and unplug blocks of a region | [`mmap::PluggedBlocks`]; `vm-memory-host` | `virtio_mem` |
 //! | return pages to the system | `vm-memory-host` | `balloon` |
 //! | share memory with another process | [`FileOffset`], [`GuestMemoryMmap::from_ranges_with_files`] | |
-//! | write a vhost-user back end | `vm-memory-vhost` | `vhost_user_backend` |
+//! | write a vhost-user back end | `vm-memory-vhost` | `vhost_user_backend`, `vhost_log` |
 //! | access memory that a Xen guest grants (feature `xen`) | `MmapRange` | `xen_grants` |
 //! | implement a region type | [`GuestMemoryRegion`], [`GuestRegionCollection`] | `own_region` |
 //!
@@ -155,9 +155,8 @@
 //!
 //! Locks call `futex` where threads contend, and the allocator makes calls of its own. Waits of an
 //! [`iommu::AskingIommu`] call `futex`, and so does a mapping that ends one. The crate
-//! `vm-memory-host` has a table of its own functions. The test `tests/system_calls.rs` of both
-//! crates traces the calls, and compares them with the table. The crate `vm-memory-vhost` has a
-//! table, too.
+//! `vm-memory-host` and `vm-memory-vhost` have tables of their own functions. The test
+//! `tests/system_calls.rs` of each crate traces the calls, and compares them with its table.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Production code obeys these; tests may panic. The lints for both are in Cargo.toml.

@@ -42,15 +42,21 @@
 //!
 //! Add these calls to the seccomp filter of the thread that calls the function.
 //!
-//! | function | when | system calls |
-//! |---|---|---|
-//! | those of the module [`log`] | | its [table](log#system-calls) |
-//! | [`IotlbMessage::apply`] | if an access waits for the mapping | `futex` |
-//! | [`BackendChannel`] | for each miss, and for each access that is not permitted | those of its writer |
+//! | phase | function | when | system calls |
+//! |---|---|---|---|
+//! | run time | [`IotlbMessage::apply`] | if an access waits for the mapping | `futex` |
+//! | run time | [`BackendChannel`] | for each miss, and for each access that is not permitted | those of its writer |
+//! | migration | `log::SharedLog::create` | always | `prlimit64`, `memfd_create`, `ftruncate`, `fcntl`, `fstat`, or `newfstatat`, and `mmap` |
+//! | migration | [`log::SharedLog::map`] | always | `fstat`, or `newfstatat`, and `mmap` |
+//! | migration | [`log::SharedLog`] | dropped | `munmap`, `close` |
+//! | migration | [`log::LogBitmap::replace`] | while threads mark in the old log | `clock_nanosleep` |
+//! | migration | [`log::LogBitmap::replace`] | drops the old log | `munmap`, `close` |
+//! | migration | [`log::LogBitmap::stop`] | drops the old log | `munmap`, `close` |
 //!
 //! Other functions make none. Locks call `futex` where threads contend, and the allocator makes
 //! calls of its own. The wait of the [`Invalidation`](vm_memory::iommu::Invalidation) that `apply`
-//! returns is in the table of `vm_memory`.
+//! returns is in the table of `vm_memory`. The test `tests/system_calls.rs` traces the calls, and
+//! compares them with the table.
 //!
 //! # Examples
 //!

@@ -16,18 +16,7 @@
 //! | [`SharedLog`] | the log, mapped from its file, in either process |
 //! | [`LogBitmap`] | the bitmap of the back end's regions, whose log can be replaced |
 //!
-//! # System calls
-//!
-//! | function | when | system calls |
-//! |---|---|---|
-//! | `SharedLog::create` | always | `prlimit64`, `memfd_create`, `ftruncate`, `fcntl`, and the calls of `map` |
-//! | [`SharedLog::map`] | always | `fstat` (`newfstatat` in some versions of glibc), `mmap` |
-//! | [`SharedLog`] | dropped | `munmap`, `close` |
-//! | [`LogBitmap::replace`] | while threads mark in the old log | `clock_nanosleep` |
-//! | [`LogBitmap::replace`], [`LogBitmap::stop`] | drop the old log | `munmap`, `close` |
-//! | [`LogBitmap::replace`], [`LogBitmap::stop`] | while another thread calls one of them | `futex` |
-//!
-//! No test compares this table with the calls.
+//! The documentation of the crate lists the [system calls](crate#system-calls).
 
 mod bitmap;
 mod error;
