@@ -1,39 +1,29 @@
-//! Access by guest address: random accesses against a model, and memories of other crates.
+//! Access by guest address: streams, errors, and memories of other crates. `verify/fuzz` and
+//! `verify/differential` compare random accesses with models.
 #![cfg(feature = "backend-bitmap")]
 
-mod access;
-mod model;
 mod odd_slices;
 #[expect(unsafe_code, reason = "makes slices of memory on the heap")]
 mod owners;
-mod random_accesses;
 mod required_methods;
-mod stream;
-
-use std::num::NonZeroUsize;
 
 use super::*;
 use crate::bitmap::AtomicBitmap;
 use crate::bytes::Bytes;
 use crate::io::ReadVolatile;
-use crate::mmap::MmapRegionBuilder;
 use crate::volatile_memory::Error as VolatileError;
-use crate::{GuestMemoryMmap, GuestRegionMmap};
+use crate::GuestMemoryMmap;
 
 type Memory = GuestMemoryMmap<AtomicBitmap>;
 
 const EIO: i32 = libc::EIO;
 
-/// Creates regions at these addresses, with one dirty bit per `page` bytes.
-fn memory(places: &[(u64, usize)], page: usize) -> Memory {
-    let regions = places.iter().map(|&(start, len)| {
-        let bitmap = AtomicBitmap::new(len, NonZeroUsize::new(page).unwrap());
-        let mapping = MmapRegionBuilder::new_with_bitmap(len, bitmap)
-            .build()
-            .unwrap();
-        GuestRegionMmap::new(mapping, GuestAddress(start)).unwrap()
-    });
-    Memory::from_regions(regions.collect()).unwrap()
+/// Creates regions at these addresses.
+fn memory(places: &[(u64, usize)]) -> Memory {
+    let ranges = places
+        .iter()
+        .map(|&(start, len)| (GuestAddress(start), len));
+    Memory::from_ranges(&Vec::from_iter(ranges)).unwrap()
 }
 
 fn shown(value: impl core::fmt::Debug) -> String {
@@ -57,7 +47,7 @@ fn read_volatile_from_with_excessive_count_counts_segment_length() {
             Ok(usize::MAX)
         }
     }
-    let memory = memory(&[(0, 8), (8, 8)], 1);
+    let memory = memory(&[(0, 8), (8, 8)]);
     assert_eq!(
         memory
             .read_volatile_from(GuestAddress(4), &mut Excessive(0), 8)
@@ -95,7 +85,7 @@ fn stream_reads_from_advancing_source_count_all_bytes() {
             Ok(count)
         }
     }
-    let memory = memory(&[(0, 8), (8, 8)], 1);
+    let memory = memory(&[(0, 8), (8, 8)]);
     let (start, source) = (GuestAddress(2), &mut Advancing(0));
     memory.read_exact_volatile_from(start, source, 9).unwrap();
     let counted = memory.read_volatile_from(GuestAddress(12), source, 4);

@@ -20,7 +20,7 @@ const ENDLESS: usize = 10_000;
 impl Odd {
     fn new(lens: &[usize], then: Option<usize>) -> Self {
         Odd {
-            memory: memory(&[(0, 0x1000)], 1),
+            memory: memory(&[(0, 0x1000)]),
             lens: lens.to_vec(),
             then,
             limit: AtomicUsize::new(ENDLESS),

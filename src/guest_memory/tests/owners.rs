@@ -2,6 +2,7 @@
 //!
 //! Miri checks that the call may free the map.
 
+use std::num::NonZeroUsize;
 use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Weak};
 

@@ -54,7 +54,7 @@ impl<'a> GuestMemorySliceIterator<'a, BS<'a, AtomicBitmap>> for SwappedSlices<'a
 
 #[test]
 fn bytes_of_memory_with_only_required_methods_work() {
-    let memory = Swapped(memory(&[(0, 0x40)], 1));
+    let memory = Swapped(memory(&[(0, 0x40)]));
     assert!(memory
         .contiguous_slice(GuestAddress(4), 8, Permissions::Read)
         .is_none());

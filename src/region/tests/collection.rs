@@ -1,10 +1,6 @@
 //! Collections of regions: their construction, their changes, and lookups in them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-
-use proptest::prelude::*;
-use proptest::test_runner::TestCaseResult;
 
 use super::*;
 
@@ -112,87 +108,6 @@ fn new_collection_is_empty() {
             .num_regions(),
         1
     );
-}
-
-fn check_changes(steps: Vec<(bool, u64, usize, bool)>, at_top: bool) -> TestCaseResult {
-    let mut memory = Collection::new();
-    let mut model: BTreeMap<u64, usize> = BTreeMap::new();
-    for (insert, place, len, exact) in steps {
-        let start = if at_top { u64::MAX - 46 + place } else { place };
-        let before: Vec<u64> = memory.iter().map(|r| r.start).collect();
-        let list = |m: &Collection| {
-            m.iter()
-                .map(|r| (r.start, r.len() as usize))
-                .collect::<Vec<_>>()
-        };
-        let next = if insert {
-            let clash = model
-                .iter()
-                .any(|(&s, &l)| (0..l as u64).any(|i| (0..len as u64).any(|j| s + i == start + j)));
-            let result = memory.insert_region(Arc::new(registers(start, len)));
-            prop_assert_eq!(
-                clash,
-                matches!(result, Err(GuestRegionCollectionError::MemoryRegionOverlap))
-            );
-            if !clash {
-                model.insert(start, len);
-            }
-            result.ok()
-        } else {
-            // Uses the correct length in half of the cases.
-            let len = model.get(&start).filter(|_| exact).copied().unwrap_or(len);
-            let exists = model.get(&start) == Some(&len);
-            match memory.remove_region(GuestAddress(start), len as u64) {
-                Ok((rest, removed)) => {
-                    prop_assert!(exists);
-                    prop_assert_eq!((removed.start, removed.len() as usize), (start, len));
-                    model.remove(&start);
-                    Some(rest)
-                }
-                Err(error) => {
-                    prop_assert!(
-                        !exists && matches!(error, GuestRegionCollectionError::NoMemoryRegion)
-                    );
-                    None
-                }
-            }
-        };
-        prop_assert_eq!(memory.iter().map(|r| r.start).collect::<Vec<_>>(), before);
-        memory = next.unwrap_or(memory);
-        let expected: Vec<(u64, usize)> = model.iter().map(|(&s, &l)| (s, l)).collect();
-        prop_assert_eq!(list(&memory), &*expected);
-        prop_assert_eq!(list(&memory.clone()), &*expected);
-        prop_assert_eq!(memory.num_regions(), expected.len());
-        let last = expected.last().map_or(0, |&(s, l)| s + (l as u64 - 1));
-        prop_assert_eq!(memory.last_addr(), GuestAddress(last));
-        for probe in (0..50).map(|i| if at_top { u64::MAX - i } else { i }) {
-            let found = expected
-                .iter()
-                .find(|&&(s, l)| probe >= s && probe - s < l as u64);
-            prop_assert_eq!(
-                memory.find_region(GuestAddress(probe)).map(|r| r.start),
-                found.map(|r| r.0)
-            );
-            prop_assert_eq!(
-                memory
-                    .to_region_addr(GuestAddress(probe))
-                    .map(|(_, at)| at.0),
-                found.map(|r| probe - r.0)
-            );
-        }
-    }
-    Ok(())
-}
-
-proptest! {
-    /// Compares each step with a map, and checks that the previous collection does not change.
-    #[test]
-    fn insert_region_and_remove_region_agree_with_map(
-        steps in prop::collection::vec((any::<bool>(), 0u64..40, 1usize..8, any::<bool>()), 0..40),
-        at_top in any::<bool>(),
-    ) {
-        check_changes(steps, at_top)?;
-    }
 }
 
 #[test]
