@@ -7,7 +7,6 @@ mod kinds;
 mod mappings;
 mod marks;
 mod memory;
-mod random_mappings;
 mod retries;
 mod shared;
 

@@ -1,9 +1,7 @@
-//! [`SharedIotlb`] against [`Iotlb`], and its readers.
+//! The readers of a [`SharedIotlb`], and its counters.
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
-
-use proptest::prelude::*;
 
 use super::*;
 use crate::bytes::Bytes;
@@ -12,57 +10,6 @@ use crate::guest_memory::GuestMemory;
 fn found(iotlb: &SharedIotlb, page: u64, pages: usize) -> Option<Vec<MappedRange>> {
     let found = iotlb.lookup(GuestAddress(page * PAGE), pages * 0x1000, Read);
     found.ok().map(|found| found.collect())
-}
-
-proptest! {
-    #[test]
-    fn shared_iotlb_after_random_changes_agrees_with_iotlb(
-        steps in prop::collection::vec((0u8..10, 0u64..40, 0u64..40, 1usize..5, 0usize..6), 0..120),
-    ) {
-        let shared = SharedIotlb::new();
-        let mut plain = Iotlb::new();
-        let mut kept: Vec<(IotlbSnapshot, Iotlb)> = Vec::new();
-        for (what, page, to, pages, place) in steps {
-            let (iova, length) = (GuestAddress(page * PAGE), pages * 0x1000);
-            match what {
-                0..=4 => {
-                    shared.set_mapping(iova, GuestAddress(to * PAGE), length, ReadWrite).unwrap();
-                    plain.set_mapping(iova, GuestAddress(to * PAGE), length, ReadWrite).unwrap();
-                }
-                5 | 6 => {
-                    let invalidation = shared.invalidate_mapping(iova, length);
-                    plain.invalidate_mapping(iova, length);
-                    prop_assert_eq!(invalidation.readers(), kept.len());
-                }
-                7 => {
-                    let bound = NonZeroUsize::new(pages * 4);
-                    shared.set_bound(bound);
-                    plain.set_bound(bound);
-                }
-                8 => kept.insert(place.min(kept.len()), (shared.snapshot(), plain.clone())),
-                _ if place == 0 => {
-                    shared.invalidate_all().readers();
-                    plain.invalidate_all();
-                }
-                _ => kept.truncate(place),
-            }
-            // A change that fails has no effect.
-            prop_assert!(shared.set_mapping(GuestAddress(u64::MAX), iova, 2, Read).is_err());
-            let same = |one: &Iotlb, other: &Iotlb| (0..45u64).all(|page| {
-                let at = GuestAddress(page * PAGE);
-                let look = |iotlb| {
-                    let found = Iotlb::lookup(iotlb, at, 0x1000, Read).ok();
-                    found.map(|found| found.collect::<Vec<_>>())
-                };
-                look(one) == look(other)
-            });
-            prop_assert!(same(&shared.snapshot(), &plain));
-            prop_assert_eq!(shared.counters().entries, plain.entries());
-            for (snapshot, then) in &kept {
-                prop_assert!(same(snapshot, then), "a snapshot changed");
-            }
-        }
-    }
 }
 
 #[test]
