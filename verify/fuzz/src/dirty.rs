@@ -208,12 +208,12 @@ fn apply(
     match step {
         SetStep::Insert { at, len } => {
             let at = addr(at);
-            dirty.insert_range(GuestAddress(at), len);
+            dirty.insert_range(GuestAddress(at), len.into());
             found.extend(pages(at.into(), u128::from(at) + u128::from(len)));
         }
         SetStep::Remove { at, len } => {
             let at = addr(at);
-            dirty.remove_range(GuestAddress(at), len);
+            dirty.remove_range(GuestAddress(at), len.into());
             let end = u128::from(at) + u128::from(len);
             found.retain(|page| *page < at || end < u128::from(*page) + u128::from(PAGE));
         }
