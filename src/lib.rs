@@ -124,10 +124,11 @@
 //! # Platforms
 //!
 //! Linux on x86_64 and aarch64, and Windows on x86_64, have assembly access routines and fault
-//! recovery. Other Unix systems use the same routines on these processors, without fault recovery.
-//! Apple's systems and other processors move bytes by relaxed atomics. CI runs tests for Windows
-//! under Wine. It builds for macOS without features, and runs nothing there. The oldest supported
-//! compiler is Rust 1.89.
+//! recovery. Other Unix systems, such as macOS, use the same routines on these processors, without
+//! fault recovery. Other processors move bytes by relaxed atomics. Targets whose pointers have 32
+//! bits are refused. CI runs tests for Linux, some of them under emulation, and for Windows under
+//! Wine. For macOS, it builds and runs nothing. The file `docs/support.md` of the repository lists
+//! the targets. The oldest supported compiler is Rust 1.89.
 //!
 //! On Windows, set `default-features = false`: the features `rawfd` and `xen` do not exist there.
 //!

@@ -12,7 +12,7 @@
 )]
 
 use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::num::NonZeroUsize;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
-    GuestRegionMmap, MmapRegion, ReadVolatile, VolatileMemoryError,
+    GuestRegionMmap, MmapRegion,
 };
 
 /// Creates 0x2000 bytes at 0, with one bit per 0x100 bytes.
@@ -89,8 +89,11 @@ fn b14_read_with_other_error_marks_whole_range() {
 #[test]
 #[cfg(target_os = "linux")]
 fn b14_interrupted_read_marks_nothing() {
+    use std::io::ErrorKind;
     use std::sync::atomic::{AtomicBool, Ordering};
+
     use test_support::ThreadId;
+    use vm_memory::{ReadVolatile, VolatileMemoryError};
 
     extern "C" fn nothing(_: libc::c_int) {}
     // SAFETY: all fields of `sigaction` are numbers or optional pointers, for which zeroes are

@@ -7,6 +7,7 @@
 //! `--install` installs the tools first.
 
 mod harness;
+mod objects;
 mod own;
 mod suites;
 mod windows;
@@ -20,7 +21,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser};
 use crate::debian::install;
 use crate::workspace::Workspace;
 use harness::{add_library, has_library, Harness};
-use suites::{Compiler, Suite, SUITES};
+use suites::{Compiler, Step, Suite, SUITES};
 
 /// The options of `cargo xtask emulate`.
 #[derive(Debug, clap::Args)]
@@ -62,7 +63,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         if steps.is_empty() || !(named || args.suites.is_empty()) {
             continue;
         }
-        let missing = missing(suite, args.install);
+        let missing = missing(suite, steps, args.install);
         if !missing.is_empty() {
             println!(
                 "SKIPPED: {}: not installed: {}",
@@ -94,21 +95,21 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     })
 }
 
-/// Returns the packages that a suite lacks, after installing them if requested.
-fn missing(suite: &Suite, with_install: bool) -> Vec<&'static str> {
+/// Returns the packages that the steps of a suite lack, after installing them if requested.
+fn missing(suite: &Suite, steps: &[Step], with_install: bool) -> Vec<&'static str> {
     let library = match suite.platform.compiler {
         Compiler::Rustup if with_install => add_library(suite.platform.target),
         Compiler::Rustup => has_library(suite.platform.target),
         Compiler::Debian | Compiler::Source => true,
     };
-    let missing = suite.missing(library);
+    let missing = suite.missing(steps, library);
     if missing.is_empty() || !with_install {
         return missing;
     }
     if let Err(error) = install(&missing) {
         println!("{}: cannot install: {error:#}", suite.title);
     }
-    suite.missing(library)
+    suite.missing(steps, library)
 }
 
 #[cfg(test)]

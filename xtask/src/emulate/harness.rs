@@ -12,7 +12,7 @@ use crate::debian::{CARGO, RUSTC};
 use crate::workspace::{cargo_path, Workspace};
 
 /// The time limit of a run, in seconds. A run that takes longer is terminated.
-const LIMIT_SECONDS: &str = "900";
+const LIMIT_SECONDS: &str = "1800";
 /// The lines of a log that are printed when its run fails.
 const TAIL_LINES: usize = 60;
 
@@ -20,7 +20,7 @@ const TAIL_LINES: usize = 60;
 pub(super) struct Harness {
     root: PathBuf,
     /// The features of vm-memory.
-    features: Vec<String>,
+    pub(super) features: Vec<String>,
     pub(super) folder: PathBuf,
 }
 
@@ -45,6 +45,12 @@ impl Harness {
                 command.args(*selected);
                 let counts = self.count(log, command)?;
                 Ok(format!("{}: {counts}", packages.join(", ")))
+            }
+            Step::Check(packages, selected) => {
+                let mut command = self.cargo(&suite.platform, "check");
+                self.select(&mut command, packages, &[]);
+                self.log(log, command.args(*selected))?;
+                Ok(format!("{}: type-checked", packages.join(", ")))
             }
             Step::Own(check) => check(self, suite),
         }

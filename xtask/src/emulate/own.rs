@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure, Context, Result};
 
 use super::harness::{variable, Harness};
+use super::objects::compare_routines;
 use super::suites::{native, Compiler, Platform, Suite};
-use crate::debian::{tool, Tool};
+use crate::debian::{tool, Tool, AARCH64_LINUX};
 
 /// A processor with the base instruction set, and one with all instructions that qemu supports.
 pub(super) const BASE_PROCESSOR: &str = "cortex-a72";
@@ -16,6 +17,9 @@ const ANY_PROCESSOR: &str = "max";
 
 /// An unwinder that works with musl: GCC's needs a function of glibc.
 pub(super) const UNWINDER: Tool = tool("/usr/lib/llvm-14/lib/libunwind.a", "libunwind-14-dev");
+
+/// The error of a target whose pointers have 32 bits (`src/lib.rs`).
+const REFUSED: &str = "error: vm-memory: only targets with pointers of 64 bits are supported";
 
 /// The section of the fault table (`src/access/arch/fault_table.rs`).
 const SECTION: &[u8] = b"vm_memory_faults_1";
@@ -97,23 +101,73 @@ pub(super) fn musl(harness: &Harness, suite: &Suite) -> Result<String> {
     harness.count(suite.name, command)
 }
 
-/// Builds objects for Windows and macOS. They must not have the section of the fault table of ELF.
-pub(super) fn formats(harness: &Harness, _suite: &Suite) -> Result<String> {
-    for target in ["x86_64-pc-windows-msvc", "aarch64-apple-darwin"] {
-        let object = harness.folder.join(format!("{target}.o"));
-        let platform: Platform = native(target, Compiler::Source);
-        let mut command = harness.cargo(&platform, "rustc");
-        command
-            .args(["-p", "vm-memory", "--lib", "--no-default-features", "--"])
-            .arg(format!("--emit=obj={}", object.display()));
-        harness.log(target, &mut command)?;
+/// Builds an object of the library for Windows. It must not have the section of the fault table,
+/// because it exists for ELF only.
+pub(super) fn formats(harness: &Harness, suite: &Suite) -> Result<String> {
+    let object = object(harness, &suite.platform)?;
+    ensure!(
+        !contains(&object, SECTION)?,
+        "{} has a fault table",
+        object.display()
+    );
+    Ok("built, without a fault table".to_owned())
+}
+
+/// Builds an object of the library for macOS, and compares its access routines with those of Linux,
+/// which other suites test. It must not have a fault table.
+pub(super) fn same_routines(harness: &Harness, suite: &Suite) -> Result<String> {
+    let processor = suite.platform.target.split('-').next().unwrap_or_default();
+    let linux = match processor {
+        "aarch64" => native(AARCH64_LINUX, Compiler::Debian),
+        _ => native("x86_64-unknown-linux-gnu", Compiler::Debian),
+    };
+    let (elf, macho) = (object(harness, &linux)?, object(harness, &suite.platform)?);
+    ensure!(
+        contains(&elf, SECTION)? && !contains(&macho, SECTION)?,
+        "only the object for Linux has a fault table"
+    );
+    let routines = compare_routines(&elf, &macho)?;
+    ensure!(routines >= 8, "only {routines} routines");
+    Ok(format!(
+        "{routines} routines are those of {processor} Linux"
+    ))
+}
+
+/// Builds an object of the library without features.
+fn object(harness: &Harness, platform: &Platform) -> Result<PathBuf> {
+    let name = format!("object-{}", platform.target);
+    let object = harness.folder.join(format!("{name}.o"));
+    let mut command = harness.cargo(platform, "rustc");
+    command
+        .args(["-p", "vm-memory", "--lib", "--no-default-features", "--"])
+        .arg(format!("--emit=obj={}", object.display()));
+    harness.log(&name, &mut command)?;
+    Ok(object)
+}
+
+/// Checks that the library refuses a target whose pointers have 32 bits, with each set of features.
+/// The message must be the first error.
+pub(super) fn refused(harness: &Harness, suite: &Suite) -> Result<String> {
+    let features = harness.features.iter().map(String::as_str);
+    let all = harness.features.join(",");
+    let sets: Vec<_> = ["", "xen", &all].into_iter().chain(features).collect();
+    for features in &sets {
+        let mut command = harness.cargo(&suite.platform, "check");
+        command.args([
+            "-p",
+            "vm-memory",
+            "--no-default-features",
+            "--features",
+            features,
+        ]);
+        let (status, text) = harness.keep(suite.name, &mut command)?;
+        let first = text.lines().find(|line| line.starts_with("error"));
         ensure!(
-            !contains(&object, SECTION)?,
-            "{} has a fault table",
-            object.display()
+            !status.success() && first.is_some_and(|first| first.starts_with(REFUSED)),
+            "with the features {features:?}, the first error is {first:?}"
         );
     }
-    Ok("built, without a fault table".to_owned())
+    Ok(format!("refused with {} sets of features", sets.len()))
 }
 
 /// Returns whether a file contains these bytes.

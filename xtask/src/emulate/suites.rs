@@ -52,12 +52,21 @@ pub(super) enum Compiler {
 pub(super) enum Step {
     /// Tests of packages. The last arguments select tests.
     Tests(&'static [&'static str], &'static [&'static str]),
+    /// `cargo check` of packages. The last arguments select what is checked.
+    Check(&'static [&'static str], &'static [&'static str]),
     /// A check of its own, which returns a description of what it has found.
     Own(fn(&Harness, &Suite) -> Result<String>),
 }
 
 const LIBRARY: &[&str] = &["vm-memory"];
 const LIBRARIES: &[&str] = &["vm-memory", "vm-memory-derive", "vm-memory-vhost"];
+
+/// The unit tests, and the lines with which VMMs create regions. The other tests of the public API
+/// depend on the system, which is Linux, rather than on the processor.
+const UNITS: &[&str] = &["--lib", "--test", "lines_of_users"];
+
+/// The types of the libraries and of their tests.
+const TYPES: Step = Step::Check(LIBRARIES, &["--lib", "--tests"]);
 
 /// Debian's source of the standard library.
 const SOURCE: &[Tool] = &[
@@ -110,7 +119,7 @@ pub(super) static SUITES: &[Suite] = &[
             runner: Some("qemu-riscv64-static"),
             variables: &[("QEMU_LD_PREFIX", "/usr/riscv64-linux-gnu")],
         },
-        ci: &[Step::Tests(LIBRARY, &["--lib"])],
+        ci: &[Step::Tests(LIBRARY, UNITS)],
         all: &[Step::Tests(LIBRARIES, &[])],
     },
     Suite {
@@ -131,7 +140,8 @@ pub(super) static SUITES: &[Suite] = &[
             runner: Some("qemu-s390x-static"),
             variables: &[("QEMU_LD_PREFIX", "/usr/s390x-linux-gnu")],
         },
-        ci: &[Step::Tests(LIBRARIES, &["--lib", "--tests"])],
+        // Big-endian.
+        ci: &[Step::Tests(&["vm-memory", "vm-memory-vhost"], UNITS)],
         all: &[Step::Tests(LIBRARIES, &[])],
     },
     Suite {
@@ -155,7 +165,7 @@ pub(super) static SUITES: &[Suite] = &[
             runner: Some("qemu-ppc64le-static"),
             variables: &[("QEMU_LD_PREFIX", "/usr/powerpc64le-linux-gnu")],
         },
-        ci: &[],
+        ci: &[Step::Check(LIBRARIES, &["--lib"])],
         all: &[Step::Tests(LIBRARIES, &[])],
     },
     Suite {
@@ -194,11 +204,43 @@ pub(super) static SUITES: &[Suite] = &[
     },
     Suite {
         name: "formats",
-        title: "objects for Windows and macOS",
+        title: "an object for Windows",
         tools: &[SOURCE],
         platform: native("x86_64-pc-windows-msvc", Compiler::Source),
         ci: &[Step::Own(own::formats)],
         all: &[Step::Own(own::formats)],
+    },
+    Suite {
+        name: "macos-aarch64",
+        title: "macOS on aarch64, built",
+        tools: &[&CROSS],
+        platform: native("aarch64-apple-darwin", Compiler::Rustup),
+        ci: &[TYPES, Step::Own(own::same_routines)],
+        all: &[TYPES, Step::Own(own::same_routines)],
+    },
+    Suite {
+        name: "macos-x86-64",
+        title: "macOS on x86_64, built",
+        tools: &[&[RUSTC, CARGO]],
+        platform: native("x86_64-apple-darwin", Compiler::Rustup),
+        ci: &[Step::Own(own::same_routines)],
+        all: &[TYPES, Step::Own(own::same_routines)],
+    },
+    Suite {
+        name: "i686",
+        title: "i686 Linux, which is refused",
+        tools: &[],
+        platform: native("i686-unknown-linux-gnu", Compiler::Rustup),
+        ci: &[Step::Own(own::refused)],
+        all: &[Step::Own(own::refused)],
+    },
+    Suite {
+        name: "armv7",
+        title: "armv7 Linux, which is refused",
+        tools: &[],
+        platform: native("armv7-unknown-linux-gnueabihf", Compiler::Rustup),
+        ci: &[],
+        all: &[Step::Own(own::refused)],
     },
 ];
 
@@ -225,14 +267,17 @@ pub(super) const fn native(target: &'static str, compiler: Compiler) -> Platform
 }
 
 impl Suite {
-    /// Returns the packages that are not installed.
+    /// Returns the packages that are not installed, and that the steps need.
     ///
     /// Without a `library` of rustup for the target, its source is needed.
-    pub(super) fn missing(&self, library: bool) -> Vec<&'static str> {
+    pub(super) fn missing(&self, steps: &[Step], library: bool) -> Vec<&'static str> {
         let source = match self.platform.compiler {
             Compiler::Rustup if !library => SOURCE,
             _ => &[],
         };
-        missing(self.tools.iter().copied().flatten().chain(source))
+        // `cargo check` neither links nor runs anything.
+        let links = steps.iter().any(|step| !matches!(step, Step::Check(..)));
+        let tools = if links { self.tools } else { &[] };
+        missing(tools.iter().copied().flatten().chain(source))
     }
 }
