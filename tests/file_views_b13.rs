@@ -66,6 +66,29 @@ fn os_error<T>(result: Result<T, MmapRegionError>) -> Option<i32> {
     result.err().unwrap().raw_os_error()
 }
 
+/// The items that differ from those of Unix.
+#[test]
+fn b13_items_have_the_signatures_of_0_18_0() {
+    fn is_send_and_sync<T: Send + Sync>(_: &T) {}
+
+    let _: fn(usize) -> std::io::Result<MmapRegion<()>> = MmapRegion::new;
+    let _: fn(FileOffset, usize) -> std::io::Result<MmapRegion<()>> = MmapRegion::from_file;
+    let _: for<'a> fn(&'a MmapRegion<()>) -> *mut u8 = MmapRegion::as_ptr;
+    let _: for<'a> fn(&'a MmapRegion<()>) -> usize = MmapRegion::size;
+    let _: for<'a> fn(&'a MmapRegion<()>) -> Option<&'a FileOffset> = MmapRegion::file_offset;
+    let _: for<'a> fn(&'a MmapRegion<()>) -> &'a () = MmapRegion::bitmap;
+    let error: MmapRegionError = std::io::Error::from_raw_os_error(22);
+    let error: FromRangesError = error.into();
+    let FromRangesError::MmapRegion(cause) = &error else {
+        panic!("{error}");
+    };
+    let cause: &std::io::Error = cause;
+    assert_eq!(cause.raw_os_error(), Some(22));
+    let region = MmapRegion::<()>::new(PAGE).unwrap();
+    is_send_and_sync(&region);
+    assert!(region.get_slice(PAGE - 1, 1).is_ok() && region.get_slice(PAGE, 1).is_err());
+}
+
 #[test]
 fn b13_view_of_dropped_or_unmapped_region_is_gone() {
     for unmap in [false, true] {

@@ -195,10 +195,12 @@ pub(super) static SUITES: &[Suite] = &[
         },
         ci: &[
             Step::Own(windows::tests_of_ci),
+            Step::Own(windows::differential),
             Step::Own(windows::check_msvc),
         ],
         all: &[
             Step::Own(windows::all_tests),
+            Step::Own(windows::differential),
             Step::Own(windows::check_msvc),
         ],
     },

@@ -16,6 +16,9 @@ pub(super) const LINKER: &str = "x86_64-w64-mingw32-gcc";
 /// Wine without its wrapper, which needs a display.
 pub(super) const WINE: &str = "/usr/lib/wine/wine64";
 
+/// The comparison with vm-memory 0.18.0.
+const DIFFERENTIAL: &str = "verify/windows-differential/Cargo.toml";
+
 /// The features that do not exist on Windows. The first one is a default.
 const NOT_ON_WINDOWS: &[&str] = &["rawfd"];
 
@@ -54,6 +57,16 @@ fn tests(harness: &Harness, suite: &Suite, selected: &[&str]) -> Result<String> 
     command.args(selected);
     in_prefix(&mut command, &prefix);
     harness.count(suite.name, command)
+}
+
+/// Compares mappings and accesses with those of vm-memory 0.18.0.
+pub(super) fn differential(harness: &Harness, suite: &Suite) -> Result<String> {
+    let prefix = wine_prefix(&harness.folder)?;
+    let mut command = harness.cargo(&suite.platform, "test");
+    command.args(["--manifest-path", DIFFERENTIAL]);
+    in_prefix(&mut command, &prefix);
+    let counts = harness.count("windows-differential", command)?;
+    Ok(format!("compared with vm-memory 0.18.0: {counts}"))
 }
 
 /// Checks the library and its tests for the tools of Microsoft, without linking them.
