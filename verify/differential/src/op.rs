@@ -322,7 +322,7 @@ data! {
 
 plain! {
     /// The function that maps.
-    pub enum MapHow { MapNew, MapFromFile, MapBuild, MapRaw, MapRawMisaligned, MapBuilder, MapBuilderBare, MapFromRange }
+    pub enum MapHow { MapNew, MapFromFile, MapBuild, MapRaw, MapRawMisaligned, MapRawBuilder, MapBuilder, MapBuilderBare, MapFromRange }
 
     /// Flags for `mmap`.
     pub enum MapFlags { NoFlags, PrivateAnon, SharedAnon, SharedOnly, PrivateOnly, FixedPrivateAnon, NoReserveAnon }

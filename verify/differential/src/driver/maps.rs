@@ -9,7 +9,8 @@ use super::vm;
 use super::vm::bitmap::AtomicBitmap;
 use super::vm::mmap::{MmapRegionBuilder, MmapRegionError};
 use super::vm::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryRegion, GuestRegionMmap, MmapRegion, VolatileMemory,
+    Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MmapRegion, VolatileMemory,
 };
 use crate::op::{MapFlags, MapHow, MapSpec, Span};
 use crate::out::{Fault, Out};
@@ -53,7 +54,28 @@ fn told(region: &MmapRegion<()>) -> Out {
     ])
 }
 
-/// Creates the mapping, and calls every method that does not access its memory.
+/// Writes and reads the first bytes of a region by guest address, and reads those of `base`.
+///
+/// `base` is the mapping of a region of an existing one.
+fn touched(region: MmapRegion<()>, base: &MmapRegion<()>) -> Out {
+    let fault = |error: vm::GuestMemoryError| error.fault(&Hosts::default());
+    let memory = GuestRegionMmap::new(region, GuestAddress(0x1000))
+        .map(|region| GuestMemoryMmap::from_regions(vec![region]));
+    let Some(Ok(memory)) = memory else {
+        return Out::Absent;
+    };
+    let start = GuestAddress(0x1000);
+    let write = memory.write_obj(0x0102_0304_0506_0708u64, start);
+    let read = memory.read_obj::<u64>(start);
+    let bytes = base.as_volatile_slice().read_obj::<u64>(0);
+    Out::All(vec![
+        Out::of(write.map_err(fault)),
+        Out::of(read.map_err(fault)),
+        Out::of(bytes.map_err(|error| error.fault(&Hosts::default()))),
+    ])
+}
+
+/// Creates the mapping, calls every method that does not access its memory, and then accesses it.
 pub fn map(spec: &MapSpec) -> Out {
     if !sensible(spec.size) {
         return Out::NotApplicable;
@@ -74,9 +96,23 @@ pub fn map(spec: &MapSpec) -> Out {
         (MapHow::MapFromFile, None) => return Out::NotApplicable,
         (MapHow::MapBuild, file) => MmapRegion::build(file, spec.size, prot, flags),
         (MapHow::MapRaw, _) => {
-            // SAFETY: the memory outlives the region, which only this function has, and which is
-            // never accessed.
+            // SAFETY: the memory outlives the region, which only this function has. Its first bytes
+            // are accessed, which are in `base`.
             unsafe { MmapRegion::build_raw(base.as_ptr(), spec.size, prot, flags) }
+        }
+        (MapHow::MapRawBuilder, file) => {
+            let mut builder = MmapRegionBuilder::new(spec.size)
+                .with_mmap_prot(prot)
+                .with_mmap_flags(flags);
+            if let Some(file) = file {
+                builder = builder.with_file_offset(file);
+            }
+            if let Some(huge) = spec.huge {
+                builder = builder.with_hugetlbfs(huge);
+            }
+            // SAFETY: the memory outlives the region, which only this function has. Its first bytes
+            // are accessed, which are in `base`.
+            unsafe { builder.with_raw_mmap_pointer(base.as_ptr()) }.build()
         }
         (MapHow::MapRawMisaligned, _) => {
             // SAFETY: the memory outlives the region, which is never accessed; an unaligned address
@@ -114,9 +150,26 @@ pub fn map(spec: &MapSpec) -> Out {
     if let (Ok(region), Some(huge)) = (&mut made, spec.huge) {
         region.set_hugetlbfs(huge);
     }
+    // The reference accesses whatever is there, so the first bytes must be.
+    let has_bytes = spec.file.as_ref().is_none_or(|file| {
+        let len = file.len.min(1 << 30);
+        file.offset.checked_add(8).is_some_and(|end| end <= len)
+    });
+    let accessible = match spec.how {
+        MapHow::MapRaw | MapHow::MapRawBuilder | MapHow::MapNew => true,
+        MapHow::MapFromFile => has_bytes,
+        MapHow::MapBuild | MapHow::MapBuilder => prot == 3 && has_bytes,
+        _ => false,
+    };
     Out::of(
-        made.map(|region| told(&region))
-            .map_err(|error| error.fault(&Hosts::default())),
+        made.map(|region| {
+            let facts = told(&region);
+            if !accessible || spec.size < 8 {
+                return facts;
+            }
+            Out::All(vec![facts, touched(region, &base)])
+        })
+        .map_err(|error| error.fault(&Hosts::default())),
     )
 }
 
