@@ -108,6 +108,12 @@ impl<L: Clone> Logs<L> {
         current.iter().for_each(mark);
     }
 
+    /// Returns whether no replacement holds the lock.
+    #[cfg(test)]
+    pub(super) fn is_unlocked(&self) -> bool {
+        self.retired.try_lock().is_ok()
+    }
+
     /// Returns whether `check` returns `true` for all logs.
     pub(super) fn all(&self, check: impl FnMut(&L) -> bool) -> bool {
         self.current.load().iter().all(check)
@@ -126,6 +132,9 @@ impl<L: Clone> Logs<L> {
         new: L,
         mut wait: impl FnMut(usize) -> Result<(), E>,
     ) -> Result<(), E> {
+        // Dropped after the lock, because the close of a file may wait for its server. So it
+        // is declared first. It owns the old log as long as `old` does.
+        let mut unused = Vec::new();
         let mut retired = lock(&self.retired);
         let old = self.current.load().first.clone();
         let publish = |retired: &mut Vec<_>, first: Option<L>, second| {
@@ -137,7 +146,7 @@ impl<L: Clone> Logs<L> {
         // `C`.
         fence(Ordering::SeqCst);
         loop {
-            let writers = writers(&mut retired);
+            let writers = writers(&mut retired, &mut unused);
             if writers == 0 {
                 break;
             }
@@ -148,16 +157,18 @@ impl<L: Clone> Logs<L> {
         }
         publish(&mut retired, Some(new), None);
         // Usually the last owner of the old log.
-        writers(&mut retired);
+        writers(&mut retired, &mut unused);
         Ok(())
     }
 
     /// Removes the log. Writers that have loaded it may still mark in it.
     pub(super) fn remove(&self) {
+        // Dropped after the lock, as in `replace`.
+        let mut unused = Vec::new();
         let mut retired = lock(&self.retired);
         retired.push(self.current.swap(current(None, None)));
         self.is_on.store(false, Ordering::SeqCst);
-        writers(&mut retired);
+        writers(&mut retired, &mut unused);
     }
 }
 
@@ -165,17 +176,18 @@ fn current<L>(first: Option<L>, second: Option<L>) -> Arc<Current<L>> {
     Arc::new(Current { first, second })
 }
 
-/// Returns the number of writers that use what was published earlier, and drops what nobody uses.
+/// Returns the number of writers that use what was published earlier. Moves what nobody uses to
+/// `unused`.
 ///
 /// If there are none, all their marks happen before the call returns.
-fn writers<L>(retired: &mut Vec<Arc<Current<L>>>) -> usize {
+fn writers<L>(retired: &mut Vec<Arc<Current<L>>>, unused: &mut Vec<Arc<Current<L>>>) -> usize {
     let mut writers = 0usize;
-    retired.retain(|current| {
+    unused.extend(retired.extract_if(.., |current| {
         // One owner is the list.
         let others = Arc::strong_count(current).saturating_sub(1);
         writers = writers.saturating_add(others);
-        others != 0
-    });
+        others == 0
+    }));
     fence(Ordering::Acquire);
     writers
 }

@@ -1,6 +1,7 @@
 //! Tests of [`Logs`], whose logs are names.
 
 use std::cell::RefCell;
+use std::sync::{Arc, Mutex, Weak};
 
 use super::logs::Logs;
 
@@ -63,4 +64,48 @@ fn first_replace_that_fails_switches_off_again() {
         assert_eq!(logs.replace('b', Err), Err(1));
         assert!(!logs.is_on() && marked(&logs).is_empty());
     });
+}
+
+/// A log that checks in its drop that no replacement holds the lock.
+struct CheckedLog {
+    number: usize,
+    logs: Weak<Logs<Arc<Self>>>,
+    dropped: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Drop for CheckedLog {
+    fn drop(&mut self) {
+        let Some(logs) = self.logs.upgrade() else {
+            return;
+        };
+        assert!(
+            logs.is_unlocked(),
+            "log {} is dropped under the lock",
+            self.number
+        );
+        self.dropped.lock().unwrap().push(self.number);
+    }
+}
+
+#[test]
+fn replace_and_remove_drop_the_old_log_after_the_lock() {
+    let logs = Arc::new(Logs::new());
+    let dropped = Arc::default();
+    let log = |number| {
+        Arc::new(CheckedLog {
+            number,
+            logs: Arc::downgrade(&logs),
+            dropped: Arc::clone(&dropped),
+        })
+    };
+    for number in 0..3 {
+        logs.replace(log(number), Err).unwrap();
+    }
+    assert_eq!(*dropped.lock().unwrap(), [0, 1]);
+    logs.mark_each(|_| assert_eq!(logs.replace(log(3), Err), Err(1)));
+    logs.replace(log(4), Err).unwrap();
+    logs.remove();
+    let mut dropped = dropped.lock().unwrap().clone();
+    dropped.sort_unstable();
+    assert_eq!(dropped, [0, 1, 2, 3, 4]);
 }
