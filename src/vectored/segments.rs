@@ -23,6 +23,12 @@ use crate::volatile_memory::{self, HeldSlice, VolatileSlice};
 /// The number of segments that are stored without an allocation.
 pub(super) const INLINE: usize = 8;
 
+#[cfg(test)]
+std::thread_local! {
+    /// The number of segments that this thread has passed to find positions.
+    pub(super) static PASSED: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
+}
+
 /// The segments of one or more ranges, in order, each with its slice of the dirty bitmap.
 #[derive(Debug)]
 pub(super) struct Segments<'a, S: BitmapSlice> {
@@ -259,8 +265,19 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     ///
     /// Past the end, returns the number of segments and 0.
     fn position(&self, offset: usize) -> (usize, usize) {
-        let mut skip = offset;
-        for (index, segment) in self.slices.iter().enumerate() {
+        self.position_after((0, 0), offset)
+    }
+
+    /// Returns the position `count` bytes after another one.
+    ///
+    /// Takes time in proportion to the segments between them.
+    fn position_after(&self, from: (usize, usize), count: usize) -> (usize, usize) {
+        let (first, skipped) = from;
+        let mut skip = skipped.saturating_add(count);
+        let segments = self.slices.get(first..).unwrap_or_default();
+        for (index, segment) in (first..).zip(segments) {
+            #[cfg(test)]
+            PASSED.set(PASSED.get().saturating_add(1));
             let len = segment.slice().len();
             if skip < len {
                 return (index, skip);
@@ -270,16 +287,16 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         (self.slices.len(), 0)
     }
 
-    /// Returns the parts of the segments that contain the `count` bytes at `offset`.
+    /// Returns the parts of the segments that contain the `count` bytes at a position.
     ///
     /// Each part is a segment, an offset in it, and a number of bytes, which is not 0. Bytes past
     /// the end of the buffer are left out.
     fn ranges(
         &self,
-        offset: usize,
+        position: (usize, usize),
         count: usize,
     ) -> impl Iterator<Item = (&VolatileSlice<'a, S>, usize, usize)> + '_ {
-        let (first, mut skip) = self.position(offset);
+        let (first, mut skip) = position;
         let mut left = count;
         let slices = self.slices.get(first..).unwrap_or_default();
         let slices = slices.iter().map(HeldSlice::slice);
@@ -293,13 +310,13 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         ranges.filter(|(_, _, count)| *count != 0)
     }
 
-    /// Returns the `count` bytes at `offset`, limited to the segments.
+    /// Returns the `count` bytes at a position, limited to the segments.
     fn parts(
         &self,
-        offset: usize,
+        position: (usize, usize),
         count: usize,
     ) -> impl Iterator<Item = VolatileSlice<'a, S>> + '_ {
-        let ranges = self.ranges(offset, count);
+        let ranges = self.ranges(position, count);
         ranges.map_while(|(slice, offset, count)| slice.subslice(offset, count).ok())
     }
 
@@ -316,8 +333,13 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
             // The usual case.
             return self.mark_all();
         }
+        self.mark_dirty_from(self.position(offset), count);
+    }
+
+    /// Marks the `count` bytes at a position as dirty, limited to the segments.
+    fn mark_dirty_from(&self, position: (usize, usize), count: usize) {
         // Not `parts`, which slices the bitmaps: a bitmap may panic there.
-        mark_each(self.ranges(offset, count), |(slice, skip, count)| {
+        mark_each(self.ranges(position, count), |(slice, skip, count)| {
             slice.bitmap().mark_dirty(skip, count);
         });
     }
@@ -351,7 +373,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         mut copy: impl FnMut(&VolatileSlice<'a, S>, usize) -> volatile_memory::Result<usize>,
     ) -> Result<usize> {
         let mut done = 0usize;
-        for part in self.parts(offset, count) {
+        for part in self.parts(self.position(offset), count) {
             match copy(&part, done) {
                 Ok(moved) => {
                     done = done.saturating_add(moved);
@@ -419,6 +441,8 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         trusts_counts: bool,
     ) -> (usize, Option<std::io::Error>) {
         let mut done = 0usize;
+        // The position of the byte at `done`. It is kept, because a peer may send single bytes.
+        let mut at = (0, 0);
         // The end of the bytes that a call may have written, counted or not.
         let mut reached = 0usize;
         let mut rest = None;
@@ -436,13 +460,16 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
             let error = match result {
                 Ok(0) => early_end(direction),
                 Ok(moved) => {
-                    if reads {
-                        self.mark_dirty(done, moved);
+                    if reads && moved >= self.len() {
+                        // The usual case.
+                        self.mark_all();
+                    } else if reads {
+                        self.mark_dirty_from(at, moved);
                     }
                     done = done.saturating_add(moved);
+                    at = self.position_after(at, moved);
                     // Collecting the parts takes no longer than the call, which checks all vectors.
-                    // Finding the first one passes the segments before it.
-                    let parts = self.parts(done, usize::MAX).take(MAX_VECTORS);
+                    let parts = self.parts(at, usize::MAX).take(MAX_VECTORS);
                     rest = Some(
                         parts
                             .map(|part| IoVector::new(&part))
@@ -454,7 +481,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
             };
             // An earlier call may have reached these bytes, and had a short count. They are marked
             // only here: marking them after each short count would take quadratic time.
-            self.mark_dirty(done, reached.saturating_sub(done));
+            self.mark_dirty_from(at, reached.saturating_sub(done));
             core::mem::forget(on_panic);
             return (done, Some(error));
         }

@@ -2,6 +2,7 @@
 
 use std::os::unix::net::UnixDatagram;
 
+use super::segments::PASSED;
 use super::*;
 
 /// The number and the length of the segments of a disk request.
@@ -146,6 +147,33 @@ fn io_buffer_read_exact_joins_short_reads_and_marks_counted_bytes() {
         *b"5678"
     );
     assert_eq!(dirty(&memory), [0x1000, 0x2000]);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no readv(2)")]
+fn io_buffer_read_exact_of_many_packets_passes_each_segment_a_few_times() {
+    let memory = one_region();
+    let request = scattered(&memory, Permissions::ReadWrite);
+    let bytes = pattern(request.len());
+    let (peer, socket) = UnixDatagram::pair().unwrap();
+    let packets = bytes.chunks(250);
+    let calls = packets.len();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for packet in packets {
+                peer.send(packet).unwrap();
+            }
+        });
+        PASSED.set(0);
+        request.read_exact_from(&socket).unwrap();
+    });
+    // Each call begins in the segment in which the call before it ended.
+    let passed = PASSED.get();
+    assert!(passed <= calls + SEGMENTS as usize, "{passed}");
+    let mut seen = vec![0; bytes.len()];
+    request.copy_to(0, &mut seen).unwrap();
+    assert_eq!(seen, bytes);
+    assert_eq!(dirty_pages(&memory), (0..SEGMENTS).collect::<Vec<_>>());
 }
 
 #[test]
