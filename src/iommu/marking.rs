@@ -82,7 +82,8 @@ impl<M: GuestMemoryBackend, B: Bitmap> Marking<M> for ByGuestAddress<B> {
 /// An [`IommuMemory`] that marks writes by guest physical address.
 ///
 /// A VMM that migrates its guest needs the guest pages that devices wrote to. This memory marks
-/// them in the bitmaps of the physical memory's regions, whether the IOMMU is on or off.
+/// them in the bitmaps of the physical memory's regions, whether the IOMMU is on or off. A
+/// vhost-user back end also needs this memory: the bits of its log are guest pages.
 ///
 /// With a bitmap `B` of its own ([`by_both`](Self::by_both)), it also marks there, by I/O virtual
 /// address, while the IOMMU is on.

@@ -21,13 +21,15 @@ use crate::volatile_memory::VolatileSlice;
 ///
 /// # Dirty tracking
 ///
-/// By default, writes are marked where vhost-user expects them (vhost-user specification, section
-/// "Migration"):
+/// By default, writes are marked as in 0.18.0:
 ///
 /// - while the IOMMU is on, in this object's own [`bitmap`](Self::bitmap), by I/O virtual address;
 /// - while it is off, in the bitmaps of the physical memory's regions.
 ///
-/// [`MarkedIommuMemory`](super::MarkedIommuMemory) marks by guest physical address in both cases.
+/// A migration needs guest physical addresses, and so does the log of a vhost-user back end
+/// (vhost-user specification, "Migration"). For both, use
+/// [`MarkedIommuMemory`](super::MarkedIommuMemory). It marks by guest physical address in both
+/// cases.
 ///
 /// A write that this object's bitmap does not track is refused before it happens, with
 /// [`Error::IommuMisconfigured`]. A page that is written and not marked would be lost to a

@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use vm_memory::bitmap::{ArcSlice, AtomicBitmap, Bitmap};
 use vm_memory::dirty::DirtyMemory;
+use vm_memory::iommu::{MarkedIommuMemory, SharedIotlb};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{fault, Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{fault, Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, Permissions};
 use vm_memory_vhost::log::{LogBitmap, LogError, SharedLog};
 
 const PAGE: usize = 4096;
@@ -80,6 +81,26 @@ fn slice_of_bitmap_marks_the_pages_of_its_region() {
     assert_eq!(bitmap.lost_marks(), 0);
     bitmap.slice(GuestAddress(u64::MAX)).mark_dirty(0, 1);
     assert_eq!(bitmap.lost_marks(), 1);
+}
+
+#[test]
+fn write_behind_iommu_marks_guest_page_in_log() {
+    let bitmap = Arc::new(LogBitmap::new());
+    let memory = memory(&bitmap, &[(0x100, 0x10)]);
+    let size = SharedLog::size_for(&memory);
+    let file = file(size);
+    let log = map(&file, 0, size).unwrap();
+    bitmap.replace(&memory, log, soon()).unwrap();
+
+    let iotlb = SharedIotlb::new();
+    let (iova, guest) = (GuestAddress(0x5000), GuestAddress(0x10_3000));
+    iotlb
+        .set_mapping(iova, guest, 0x1000, Permissions::ReadWrite)
+        .unwrap();
+    let device = MarkedIommuMemory::by_guest_address(memory, iotlb, true);
+    device.write_obj(7u64, iova).unwrap();
+    let front_end = map(&file, 0, size).unwrap();
+    assert_eq!(harvest(&front_end), BTreeSet::from([0x103]));
 }
 
 /// Creates a bitmap whose log is `log`.

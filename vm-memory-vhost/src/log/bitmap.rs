@@ -17,8 +17,18 @@ const POLL: Duration = Duration::from_micros(50);
 /// The dirty bitmap of a vhost-user back end: it marks in the log of its front end.
 ///
 /// Without a log it marks nothing, and a write costs a load and a fence. Its offsets are guest
-/// addresses, or IOVAs behind an IOMMU. Each region has a [slice](Self::slice) that begins at the
-/// guest address of the region.
+/// physical addresses. Each region has a [slice](Self::slice) that begins at the guest address of
+/// the region.
+///
+/// # Behind an IOMMU
+///
+/// The log has a bit for each guest physical page also if the device uses I/O virtual addresses
+/// (vhost-user specification, "Migration"). Give the regions their slices as without an IOMMU, and
+/// put [`MarkedIommuMemory::by_guest_address`] over the memory. [`IommuMemory::new`] marks by I/O
+/// virtual address instead, which the front end does not expect.
+///
+/// [`MarkedIommuMemory::by_guest_address`]: vm_memory::iommu::IommuMemory::by_guest_address
+/// [`IommuMemory::new`]: vm_memory::iommu::IommuMemory::new
 ///
 /// # Regions that are added
 ///
