@@ -352,8 +352,10 @@ impl DirtyMemory {
     /// Ranges of a region that is not mapped in this process are included, if its log has dirty
     /// pages. Read them where the region is mapped.
     ///
-    /// A block that is unplugged later makes the read of its range fail. `vm_memory_host::unplug`
-    /// marks such a block: put back the range, or harvest again, and continue with the new ranges.
+    /// A block that is unplugged later makes the read of its range fail.
+    /// `vm_memory_host::unplug` marks this block, but not the other pages of the range. So keep the
+    /// whole range: [insert](Self::insert_range) it after [`clear`](Self::clear), or do not clear
+    /// the set. The runs after the next harvest have the pages that can be read.
     pub fn runs(&self) -> impl Iterator<Item = (GuestAddress, usize)> + '_ {
         let regions = self.regions.iter();
         regions.flat_map(|region| region.runs_by_access(true))

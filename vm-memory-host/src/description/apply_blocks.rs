@@ -24,11 +24,13 @@ impl Description {
     ///    (`DirtyMemory::unreadable_runs`), and the destination [discards](crate::discard()) them.
     ///    A block that was plugged between the harvest and the description then reads as zeroes.
     /// 4. The source sends the other dirty pages (`DirtyMemory::runs`), and the destination
-    ///    writes them. The source skips a run of a block that is unplugged meanwhile: [`unplug`]
-    ///    has marked the block, so the next harvest finds it. To be able to skip it, the source
-    ///    copies the bytes of a chunk to a buffer before it sends the header of the chunk.
+    ///    writes them. The read of a run fails if one of its blocks is unplugged meanwhile. The run
+    ///    may have pages of other blocks, which [`unplug`] does not mark. So the source keeps the
+    ///    whole run for the next round (`DirtyMemory::insert_range`), as `send` does below. To be
+    ///    able to skip it, it copies the bytes of a chunk to a buffer before it sends the header.
     ///
-    /// After the last round, while the guest is paused, both sides have the same blocks.
+    /// In the last round, while the guest is paused, each run can be read. Both sides then have the
+    /// same blocks.
     ///
     /// Blocks that are plugged already keep their bytes. Regions without blocks, and regions that
     /// are not described, stay as they are. The description may come from an untrusted process: it
@@ -37,25 +39,59 @@ impl Description {
     /// # Examples
     ///
     /// ```
-    /// use std::num::NonZeroU64;
+    /// use std::num::{NonZeroU64, NonZeroUsize};
+    /// use vm_memory::bitmap::AtomicBitmap;
+    /// use vm_memory::dirty::DirtyMemory;
     /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-    /// use vm_memory_host::{describe, plug, MemoryBuilder, Region, Unplugged};
+    /// use vm_memory_host::{describe, discard, plug, unplug, MemoryBuilder, Region, Unplugged};
+    ///
+    /// type Memory = GuestMemoryMmap<AtomicBitmap>;
+    /// type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+    ///
+    /// /// Sends the dirty pages. Those that were not sent stay in the set.
+    /// fn send(source: &Memory, dirty: &mut DirtyMemory, destination: &Memory) -> Result<()> {
+    ///     for (addr, len) in dirty.unreadable_runs() {
+    ///         discard(destination, addr, u64::try_from(len)?)?;
+    ///     }
+    ///     let mut buffer = [0; 1 << 16];
+    ///     let mut unsent = Vec::new();
+    ///     for (addr, len) in dirty.chunks(NonZeroUsize::new(buffer.len()).unwrap()) {
+    ///         match source.read_slice(&mut buffer[..len], addr) {
+    ///             Ok(()) => destination.write_slice(&buffer[..len], addr)?,
+    ///             Err(_) => unsent.push((addr, len)),
+    ///         }
+    ///     }
+    ///     dirty.clear();
+    ///     for (addr, len) in unsent {
+    ///         dirty.insert_range(addr, u64::try_from(len)?);
+    ///     }
+    ///     Ok(())
+    /// }
     ///
     /// let block = NonZeroU64::new(2 << 20).unwrap();
     /// let region = Region::new(GuestAddress(0), 8 << 20).blocks(block, Unplugged::Mapped);
-    /// let source: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
-    /// let (description, _) = describe(&source)?;
-    /// let destination: GuestMemoryMmap = description.fresh()?.build()?;
+    /// let source: Memory = MemoryBuilder::new().region(region).build()?;
+    /// let destination: Memory = describe(&source)?.0.fresh()?.build()?;
     ///
-    /// // The guest plugs a block during the migration, and writes to it.
-    /// let addr = GuestAddress(4 << 20);
-    /// plug(&source, addr, 2 << 20)?;
-    /// source.write_obj(7u8, addr)?;
-    /// assert!(destination.write_obj(7u8, addr).is_err());
+    /// // During the migration, the guest plugs two blocks, and writes to the pages between them.
+    /// plug(&source, GuestAddress(2 << 20), 4 << 20)?;
+    /// let last_page = GuestAddress((4 << 20) - 0x1000);
+    /// source.write_slice(&[7; 0x2000], last_page)?;
+    /// let mut dirty = DirtyMemory::new();
+    /// dirty.harvest(&source);
+    /// describe(&source)?.0.apply_blocks(&destination)?;
     ///
-    /// let (description, _) = describe(&source)?;
-    /// description.apply_blocks(&destination)?;
-    /// destination.write_obj(7u8, addr)?;
+    /// // It unplugs the second block before the source sends the pages.
+    /// unplug(&source, GuestAddress(4 << 20), 2 << 20)?;
+    /// send(&source, &mut dirty, &destination)?;
+    /// assert_eq!(dirty.total_bytes(), 0x2000);
+    ///
+    /// // The next round sends the page of the first block.
+    /// dirty.harvest(&source);
+    /// describe(&source)?.0.apply_blocks(&destination)?;
+    /// send(&source, &mut dirty, &destination)?;
+    /// assert_eq!(destination.read_obj::<u8>(last_page)?, 7);
+    /// assert_eq!(dirty.total_bytes(), 0);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///

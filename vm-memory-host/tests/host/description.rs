@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::common::*;
 use vm_memory::dirty::DirtyMemory;
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 use vm_memory_host::{
     describe, discard, plug, unplug, Backing, BackingDescription, BlocksDescription, BuildError,
     Description, DescriptionError, Descriptors, Lock, MemoryBuilder, NumaPolicy, Region, Sharing,
@@ -418,6 +418,77 @@ fn apply_blocks_makes_blocks_of_destination_equal_and_keeps_their_bytes() {
         dirty.harvest(&destination);
         assert_eq!(dirty.total_pages(), 0, "{round}");
     }
+}
+
+/// Sends dirty pages as the documentation of `apply_blocks` says.
+fn send(source: &Memory, dirty: &mut DirtyMemory, destination: &Memory) {
+    for (addr, len) in dirty.unreadable_runs() {
+        discard(destination, addr, len as u64).unwrap();
+    }
+    let mut buffer = vec![0; 4 * HUGE as usize];
+    let mut unsent = Vec::new();
+    for (addr, len) in dirty.runs() {
+        match source.read_slice(&mut buffer[..len], addr) {
+            Ok(()) => destination.write_slice(&buffer[..len], addr).unwrap(),
+            Err(_) => unsent.push((addr, len)),
+        }
+    }
+    dirty.clear();
+    for (addr, len) in unsent {
+        dirty.insert_range(addr, len as u64);
+    }
+}
+
+#[test]
+fn apply_blocks_with_block_unplugged_before_the_send_loses_no_page_of_others() {
+    let source = memory_of_blocks();
+    let block = |number| GuestAddress(START + number * HUGE);
+    plug(&source, block(0), 4 * HUGE).unwrap();
+    let destination: Memory = describe(&source)
+        .unwrap()
+        .0
+        .fresh()
+        .unwrap()
+        .build()
+        .unwrap();
+    fill(&source, START, 4 * HUGE, 1);
+    let mut dirty = DirtyMemory::new();
+    let mut round = |unplugged: Option<u64>, plugged: Option<u64>, written: &[u64]| {
+        for page in written {
+            fill(&source, *page, PAGE, 2);
+        }
+        dirty.harvest(&source);
+        describe(&source)
+            .unwrap()
+            .0
+            .apply_blocks(&destination)
+            .unwrap();
+        if let Some(number) = unplugged {
+            unplug(&source, block(number), HUGE).unwrap();
+        }
+        if let Some(number) = plugged {
+            plug(&source, block(number), HUGE).unwrap();
+        }
+        send(&source, &mut dirty, &destination);
+        dirty.total_pages()
+    };
+    // One run over four blocks, and then one over the border of two.
+    assert_ne!(round(Some(2), None, &[]), 0);
+    assert_eq!(round(None, Some(2), &[]), 0);
+    let border = [block(1).0 - PAGE, block(1).0];
+    assert_eq!(round(Some(1), None, &border), 2);
+    assert_eq!(round(None, None, &[]), 0);
+    assert_eq!(blocks_of(&destination), blocks_of(&source));
+    let plugged = [block(0), block(2), block(3)].map(|start| start.0);
+    let pages = plugged.map(|start| (start..start + HUGE).step_by(PAGE as usize));
+    for page in pages.into_iter().flatten() {
+        assert_eq!(
+            byte_of_page(&destination, page),
+            byte_of_page(&source, page),
+            "{page:#x}"
+        );
+    }
+    assert_eq!(byte_of_page(&destination, border[0]), Some(2));
 }
 
 #[test]
