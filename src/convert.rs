@@ -1,8 +1,6 @@
-//! Saturating conversions between host sizes (`usize`) and 64-bit sizes.
+//! Conversions between `usize` and `u64`, which the lints do not permit by `as`.
 //!
-//! Guest addresses and file positions have 64 bits on every target. A saturated result never
-//! passes a bounds check, because no object is larger than `isize::MAX`. On 64-bit targets, both
-//! conversions are lossless and compile to nothing.
+//! All supported targets have pointers of 64 bits, so both are lossless and compile to nothing.
 
 /// Converts a host size to 64 bits.
 #[inline(always)]
@@ -10,7 +8,7 @@ pub(crate) fn to_u64(size: usize) -> u64 {
     u64::try_from(size).unwrap_or(u64::MAX)
 }
 
-/// Converts a 64-bit size to a host size. A size that does not fit becomes `usize::MAX`.
+/// Converts a 64-bit size to a host size.
 #[inline(always)]
 pub(crate) fn to_usize(size: u64) -> usize {
     usize::try_from(size).unwrap_or(usize::MAX)

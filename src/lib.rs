@@ -92,7 +92,7 @@
 //! | [`iommu`] | memory that an IOMMU translates | `iommu` |
 //! | [`fault`] | recovery from SIGBUS and SIGSEGV, or from access violations of Windows | |
 //!
-//! Four features have no module of their own. `derive` adds `#[derive(ByteValued)]`, which proves
+//! Four more features add no module. `derive` adds `#[derive(ByteValued)]`, which proves
 //! that a struct is a plain value. `zerocopy` adds `Zerocopy`, a wrapper for types that the crate
 //! `zerocopy` has proved to be plain. `serde` implements `Serialize` and `Deserialize` for
 //! addresses, ranges of IOVAs, [`Permissions`] and [`iommu::IotlbCounters`]. `log` writes messages
@@ -109,9 +109,9 @@
 //! The guest's CPUs write guest memory at any moment, and the compiler does not see them. Other
 //! threads write it through this crate. These rules hold:
 //!
-//! - A naturally aligned access of 1, 2, 4 or 8 bytes is one instruction and is never torn. This
-//!   holds for [`Bytes::read_obj`], [`Bytes::write_obj`], [`VolatileRef`], any copy of exactly that
-//!   size and alignment, and each element of [`VolatileSlice::copy_to`] and
+//! - A naturally aligned access of 1, 2, 4 or 8 bytes is never torn. This holds for
+//!   [`Bytes::read_obj`], [`Bytes::write_obj`], [`VolatileRef`], any copy of exactly that size and
+//!   alignment, and each element of [`VolatileSlice::copy_to`] and
 //!   [`copy_from`](VolatileSlice::copy_from).
 //! - Naturally aligned elements of 2, 4 or 8 bytes in a typed copy move in ascending order, except
 //!   within the same aligned 32 bytes. Other elements move in any order.
@@ -155,7 +155,7 @@
 //! | run time | [`atomic::RetiredMap::wait`], [`iommu::Invalidation::wait`], [`iommu::AskingIommu`] | if the vDSO does not read the clock | `clock_gettime` |
 //!
 //! Locks call `futex` where threads contend, and the allocator makes calls of its own. Waits of an
-//! [`iommu::AskingIommu`] call `futex`, and so does a mapping that ends one. The crate
+//! [`iommu::AskingIommu`] call `futex`, and so does a mapping that ends one. The crates
 //! `vm-memory-host` and `vm-memory-vhost` have tables of their own functions. The test
 //! `tests/system_calls.rs` of each crate traces the calls, and compares them with its table.
 

@@ -219,7 +219,7 @@ fn b02_range_of_length_zero_is_empty() {
     }
 }
 
-/// Returns the error of a mapping that both kinds of IOTLB refuse, without a change.
+/// Checks that both kinds of IOTLB refuse a mapping and stay empty. Returns the error.
 fn refused_mapping(iova: u64, to: u64, length: usize) -> String {
     let (mut iotlb, shared) = (Iotlb::new(), SharedIotlb::new());
     let (iova, to) = (GuestAddress(iova), GuestAddress(to));

@@ -101,11 +101,14 @@ unsafe fn count_faulted_write<T: Plain>(address: FaultAddress, dst: *mut u8, val
     unsafe { copy_below_fault(address, GuestSide::Destination, dst, src, size_of::<T>()) }
 }
 
-/// Calls `$move` for parts of a value: 16 bytes at a time, then at most one each of 8, 4, 2 and 1.
+/// Calls `$move` for parts of a value, in ascending order.
 ///
-/// The parts do not overlap. Store forwarding works only if a load reads bytes of one earlier
-/// store. A value that was read is soon loaded in larger parts. A small structure that is written
-/// was often stored field by field. So a value of 16 to 31 bytes begins with the parts `$sixteen`.
+/// The parts have 16 bytes each, and then at most one each has 8, 4, 2 and 1. In a value of 16 to
+/// 31 bytes, the parts `$sixteen` replace the one of 16 bytes. The parts do not overlap.
+///
+/// Store forwarding works only if a load reads bytes of one earlier store. A value that was read is
+/// soon loaded in larger parts. A small structure that is written was often stored field by field,
+/// so its write has two parts of 8 bytes in `$sixteen`.
 ///
 /// There is no loop: built for size, it would stay one, and its index would keep the value in
 /// memory.

@@ -20,6 +20,7 @@
 //! # System calls
 //!
 //! - `clock_nanosleep(2)` in [`RetiredMap::wait`],
+//! - `clock_gettime(2)` in [`RetiredMap::wait`], if the vDSO does not read the clock,
 //! - `futex(2)` if writers contend,
 //! - `munmap(2)` when a map is dropped, for each region that no other map has.
 //!

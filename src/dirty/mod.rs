@@ -46,7 +46,8 @@
 //!
 //! The program `examples/migration.rs` does this with a guest under KVM.
 //!
-//! This module makes no system calls.
+//! Only the allocator makes system calls here, and [`DirtyMemory::take_zero_pages`] in memory that
+//! is mapped for each access.
 
 mod estimate;
 mod log_words;

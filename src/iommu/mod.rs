@@ -30,8 +30,9 @@
 //! # System calls
 //!
 //! `clock_nanosleep(2)` in [`Invalidation::wait`]. `futex(2)` if threads contend for the lock of an
-//! IOTLB, if an [`AskingIommu`] waits for a mapping, and when the mapping arrives. Otherwise only
-//! the allocator and the [`MappingSource`] make system calls.
+//! IOTLB, if an [`AskingIommu`] waits for a mapping, and when the mapping arrives.
+//! `clock_gettime(2)` in these waits, if the vDSO does not read the clock. Otherwise only the
+//! allocator and the [`MappingSource`] make system calls.
 //!
 //! # Examples
 //!

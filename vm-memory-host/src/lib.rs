@@ -102,7 +102,7 @@
 //! A seccomp filter must allow these calls. A build usually runs before the filter is installed.
 //! Accesses to the memory make the calls that [`vm_memory`](vm_memory#system-calls) lists: with the
 //! fault handler, an access that faults makes `rt_sigreturn`. The test `tests/system_calls.rs`
-//! traces each function and compares its calls with this table.
+//! traces the functions of this table, and compares their calls with it.
 //!
 //! | phase | function | when | system calls |
 //! |---|---|---|---|
@@ -158,7 +158,10 @@
 //!   [`Descriptors`]. There are at most 64 such threads. They make the calls of [`prefault()`] with
 //!   two threads.
 //! - [`MemoryBuilder::prefault`] adds the calls of [`prefault()`] to the build.
-//! - [`unplug_all`] makes the calls of [`unplug`].
+//! - [`Region::build`] and [`MemoryBuilder::build_regions`] make the calls of
+//!   [`MemoryBuilder::build`].
+//! - [`unplug_all`] makes the calls of [`unplug`], and [`Description::apply_blocks`] those of
+//!   [`plug()`] and [`unplug`].
 //! - [`discard_pages()`] and [`Balloon::inflate`] make the calls of [`discard()`].
 //!
 //! # Seccomp filters

@@ -60,7 +60,7 @@ fn deserialize_of_description_without_regions_returns_it_and_build_returns_error
     assert!(error.to_string().contains("no regions"), "{error}");
 }
 
-/// Changes a value of a serialised description, and returns the error of reading it.
+/// Changes a serialised description, and returns the error of deserialising it.
 fn error_after(change: impl FnOnce(&mut Value)) -> String {
     let mut value = serde_json::to_value(description()).unwrap();
     change(&mut value);

@@ -1,4 +1,4 @@
-//! Typed copies of a `VolatileSlice`.
+//! Copies from, to and between `VolatileSlice`s.
 
 use std::hint::black_box;
 

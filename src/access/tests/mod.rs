@@ -1,7 +1,7 @@
 //! One set of tests for each set of routines.
 //!
-//! The tests run on the set in use and, except those of faults, on the portable set. The module of
-//! an architecture adds the sets of its other processors.
+//! The tests run on the set in use. Those that need no fault also run on the portable set. The
+//! module of an architecture adds the sets of its other processors.
 
 use core::mem::{size_of, MaybeUninit};
 use core::sync::atomic::Ordering;

@@ -5,13 +5,13 @@ use std::io;
 use super::mapping::Mapping;
 use crate::guest_memory::{FileOffset, Permissions};
 
-/// The options of a builder.
+/// The options of a mapping, which a builder sets.
 #[derive(Debug)]
 pub(in crate::mmap) struct Options {
     permissions: Permissions,
 }
 
-/// The properties of a region that only mappings of this system have: none.
+/// The properties that only regions of this system have. There are none.
 #[derive(Debug)]
 pub(in crate::mmap) struct Attributes;
 
@@ -25,7 +25,7 @@ impl Default for Options {
 
 impl Options {
     pub(in crate::mmap) fn set_permissions(&mut self, permissions: Permissions) {
-        // No processor that Windows runs on can write a page without reading it.
+        // Windows has no protection that permits writes only.
         self.permissions = match permissions {
             Permissions::Write => Permissions::ReadWrite,
             others => others,

@@ -40,8 +40,8 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     ///
     /// - [`Error::OutOfBounds`] or [`Error::Overflow`] if the integer is not in the slice.
     /// - [`Error::Misaligned`] if its host address is not naturally aligned.
-    /// - [`Error::TooBig`] if `T::A`, a type of another crate, is not a register of the size of
-    ///   `T`.
+    /// - [`Error::TooBig`] if `T::A` is not an atomic integer of the size of `T`. Only a type of
+    ///   another crate can cause this.
     /// - [`Error::IOError`] if the access [faults](crate::fault).
     #[inline]
     pub fn atomic_swap<T: AtomicAccess>(&self, val: T, addr: usize, order: Ordering) -> Result<T> {
@@ -52,8 +52,8 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     ///
     /// # Errors
     ///
-    /// Returns an error if the integer is out of bounds, misaligned or not a register, or if the
-    /// access faults: see [`atomic_swap`](Self::atomic_swap).
+    /// Returns an error if the integer is out of bounds or misaligned, if no atomic integer has its
+    /// size, or if the access faults. See [`atomic_swap`](Self::atomic_swap).
     #[inline]
     pub fn atomic_fetch_add<T: AtomicAccess>(
         &self,
@@ -64,12 +64,14 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
         self.fetch(Fetch::Add, val, addr, order)
     }
 
-    /// Atomically ands `val` to the integer at `addr`, and returns the previous value.
+    /// Atomically replaces the integer at `addr` by its bitwise AND with `val`.
+    ///
+    /// Returns the previous value.
     ///
     /// # Errors
     ///
-    /// Returns an error if the integer is out of bounds, misaligned or not a register, or if the
-    /// access faults: see [`atomic_swap`](Self::atomic_swap).
+    /// Returns an error if the integer is out of bounds or misaligned, if no atomic integer has its
+    /// size, or if the access faults. See [`atomic_swap`](Self::atomic_swap).
     #[inline]
     pub fn atomic_fetch_and<T: AtomicAccess>(
         &self,
@@ -80,12 +82,14 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
         self.fetch(Fetch::And, val, addr, order)
     }
 
-    /// Atomically ors `val` to the integer at `addr`, and returns the previous value.
+    /// Atomically replaces the integer at `addr` by its bitwise OR with `val`.
+    ///
+    /// Returns the previous value.
     ///
     /// # Errors
     ///
-    /// Returns an error if the integer is out of bounds, misaligned or not a register, or if the
-    /// access faults: see [`atomic_swap`](Self::atomic_swap).
+    /// Returns an error if the integer is out of bounds or misaligned, if no atomic integer has its
+    /// size, or if the access faults. See [`atomic_swap`](Self::atomic_swap).
     #[inline]
     pub fn atomic_fetch_or<T: AtomicAccess>(
         &self,
@@ -116,8 +120,8 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     ///
     /// # Errors
     ///
-    /// Returns an error if the integer is out of bounds, misaligned or not a register, or if the
-    /// access faults: see [`atomic_swap`](Self::atomic_swap).
+    /// Returns an error if the integer is out of bounds or misaligned, if no atomic integer has its
+    /// size, or if the access faults. See [`atomic_swap`](Self::atomic_swap).
     ///
     /// # Panics
     ///

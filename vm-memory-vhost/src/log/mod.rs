@@ -1,8 +1,8 @@
 //! The dirty log that a back end shares with its front end, for live migration.
 //!
 //! The front end allocates a log in a file, and sends it by `VHOST_USER_SET_LOG_BASE` (vhost-user
-//! specification, "Migration"). The back end marks the pages that it writes in it. The front end
-//! harvests it in each round.
+//! specification, "Migration"). In the log, the back end marks the pages that it writes. The front
+//! end harvests it in each round.
 //!
 //! ```text
 //!   back end                                   front end
