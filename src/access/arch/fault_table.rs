@@ -37,13 +37,15 @@ macro_rules! in_fault_table {
 
 /// Puts an entry, in the language of the assembler, into the table.
 ///
-/// The instruction does nothing. It refers to the entry, so that the linker keeps it.
+/// The instruction does nothing. It refers to the entry, so that the linker keeps it. Incremental
+/// links by Microsoft's linker pad the data of each object with zeroes. The alignment is the size
+/// of an entry, so that whole entries precede each entry.
 #[cfg(windows)]
 macro_rules! in_fault_table {
     ($($text:literal),+) => {
         concat!(
             ".pushsection .vmmf1, \"dr\"\n",
-            ".balign 4\n",
+            ".balign 16\n",
             "9:\n",
             $($text,)+
             ".popsection\n",

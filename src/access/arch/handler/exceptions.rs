@@ -57,7 +57,7 @@ pub(super) fn table() -> Range<usize> {
             let start = image.wrapping_add(section.VirtualAddress as usize);
             // SAFETY: both fields of the union are integers. In an image, it is the size.
             let size = unsafe { section.Misc.VirtualSize } as usize;
-            // The linker may pad the section. An entry that is not whole is padding.
+            // The linker may pad the end of the section. An entry that is not whole is padding.
             let len = size & !size_of::<Entry>().wrapping_sub(1);
             return start..start.wrapping_add(len);
         }

@@ -129,8 +129,9 @@ fn lookup(instruction: usize) -> Option<(usize, i32)> {
     let mut entry = with_exposed_provenance::<Entry>(table.start);
     while entry.addr() < table.end {
         // SAFETY: the section consists of whole entries, each aligned to 4 bytes as `Entry` is:
-        // only `fault_entry` and `anchor_table` write to it. `entry` is one of them, as it is below
-        // the end of the section.
+        // only `fault_entry` and `anchor_table` write to it. On Windows, padding between them has
+        // the size of entries (`in_fault_table`). Zeroes are an entry for code in itself, where no
+        // instruction is. `entry` is one of them, as it is below the end of the section.
         let fields = unsafe { &*entry };
         let resolve = |field: &i32| {
             core::ptr::from_ref(field)

@@ -95,3 +95,28 @@ fn table_has_entry_of_each_kind() {
     let (in_registers, _) = instruction(IN_REGISTERS);
     assert_ne!(only, in_registers);
 }
+
+/// Incremental links by Microsoft's linker pad the data of each object.
+#[test]
+fn lookup_with_padding_in_table_finds_entry() {
+    let (at, resume): (usize, usize);
+    // SAFETY: the instructions change two registers. The zeroes are padding of the table.
+    unsafe {
+        core::arch::asm!(
+            ".pushsection .vmmf1, \"dr\"",
+            ".long 0",
+            ".popsection",
+            "lea {at}, [rip + 2f]",
+            "lea {resume}, [rip + 3f]",
+            "2:",
+            "nop",
+            "3:",
+            fault_entry!("2b", "3b", "3b", "1"),
+            at = out(reg) at,
+            resume = out(reg) resume,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+    assert_eq!(lookup(at), Some((resume, IN_REGISTERS)));
+    assert_eq!(lookup(resume), None);
+}
