@@ -114,7 +114,8 @@
 //! - `load` and `store` are not covered for a type that no register of 1, 2, 4 or 8 bytes holds:
 //!   they use a reference. Only a type with its own `AtomicInteger` can be so large.
 //! - Accesses in a shared object other than that of `install` are not covered (`dylib`,
-//!   `prefer-dynamic`): each object has its own table. The object must not be unloaded.
+//!   `prefer-dynamic`): each object has its own table. On Linux, the
+//!   object must not be unloaded. On Windows, [`install`] keeps it loaded.
 //! - The targets are Linux on x86_64 and on little-endian aarch64, and Windows on x86_64, with one
 //!   of the features `rawfd`, `backend-mmap` and `backend-bitmap`.
 //!
@@ -300,7 +301,8 @@ pub(crate) fn record_guest_address(guest: GuestAddress, host: *const u8, len: us
 ///
 /// - [`Unsupported`](std::io::ErrorKind::Unsupported) on targets other than those that the
 ///   [module](self#limits) names, or without the features that it names.
-/// - An error of `sigaction(2)` or of `AddVectoredExceptionHandler`. A later call tries again.
+/// - An error of `sigaction(2)`, or of `GetModuleHandleExW` or `AddVectoredExceptionHandler`. A
+///   later call tries again.
 #[doc(alias = "SIGBUS")]
 #[doc(alias = "SIGSEGV")]
 #[doc(alias = "sigaction")]

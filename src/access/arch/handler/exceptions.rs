@@ -3,7 +3,7 @@
 //! It reads only the exception, its context and the headers of this image, and keeps no state.
 
 use core::ops::Range;
-use core::ptr::with_exposed_provenance;
+use core::ptr::{null_mut, with_exposed_provenance};
 use std::io::{Error, Result};
 use std::sync::{Mutex, PoisonError};
 
@@ -11,6 +11,9 @@ use windows_sys::Win32::Foundation::{EXCEPTION_ACCESS_VIOLATION, EXCEPTION_IN_PA
 use windows_sys::Win32::System::Diagnostics::Debug::{
     AddVectoredExceptionHandler, EXCEPTION_CONTINUE_EXECUTION, EXCEPTION_CONTINUE_SEARCH,
     EXCEPTION_POINTERS, EXCEPTION_RECORD, IMAGE_FILE_HEADER, IMAGE_SECTION_HEADER,
+};
+use windows_sys::Win32::System::LibraryLoader::{
+    GetModuleHandleExW, GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS, GET_MODULE_HANDLE_EX_FLAG_PIN,
 };
 
 use super::{recover, Entry, FaultRange, Registers};
@@ -70,13 +73,29 @@ pub(in crate::access::arch) fn install() -> Result<()> {
     static INSTALLED: Mutex<bool> = Mutex::new(false);
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     if !*installed {
+        keep_loaded((&raw const IMAGE).cast())?;
         // SAFETY: the system passes the record and the context of an exception to a handler. The
-        // handler stays in memory as long as this image.
+        // handler is in this image, which `keep_loaded` keeps in memory until the process ends.
         let handler = unsafe { AddVectoredExceptionHandler(1, Some(on_exception)) };
         if handler.is_null() {
             return Err(Error::last_os_error());
         }
         *installed = true;
+    }
+    Ok(())
+}
+
+/// Keeps the image that contains `address` loaded until the process ends.
+///
+/// The system calls the handler for each exception of the process, also after `FreeLibrary` has
+/// unmapped the library that contains it.
+pub(super) fn keep_loaded(address: *const ()) -> Result<()> {
+    let how = GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | GET_MODULE_HANDLE_EX_FLAG_PIN;
+    let mut image = null_mut();
+    // SAFETY: with the first flag, the call takes an address in place of a name, and only looks up
+    // the image that contains it. It writes one handle to `image`, which is valid for writes.
+    if unsafe { GetModuleHandleExW(how, address.cast(), &mut image) } == 0 {
+        return Err(Error::last_os_error());
     }
     Ok(())
 }

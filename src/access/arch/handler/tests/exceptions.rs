@@ -1,15 +1,16 @@
 //! The exceptions that the handler acts on.
 
 use windows_sys::Win32::Foundation::{
-    EXCEPTION_ACCESS_VIOLATION, EXCEPTION_GUARD_PAGE, EXCEPTION_IN_PAGE_ERROR, NTSTATUS,
-    STATUS_STACK_OVERFLOW,
+    FreeLibrary, EXCEPTION_ACCESS_VIOLATION, EXCEPTION_GUARD_PAGE, EXCEPTION_IN_PAGE_ERROR,
+    NTSTATUS, STATUS_STACK_OVERFLOW,
 };
 use windows_sys::Win32::System::Diagnostics::Debug::{
     EXCEPTION_CONTINUE_EXECUTION, EXCEPTION_CONTINUE_SEARCH, EXCEPTION_POINTERS, EXCEPTION_RECORD,
 };
+use windows_sys::Win32::System::LibraryLoader::{GetModuleHandleW, LoadLibraryW};
 
 use super::*;
-use crate::access::arch::handler::exceptions::on_exception;
+use crate::access::arch::handler::exceptions::{keep_loaded, on_exception};
 
 const ADDRESS: usize = 0x7f12_3456_789a;
 
@@ -119,4 +120,24 @@ fn lookup_with_padding_in_table_finds_entry() {
     }
     assert_eq!(lookup(at), Some((resume, IN_REGISTERS)));
     assert_eq!(lookup(resume), None);
+}
+
+#[test]
+fn keep_loaded_of_library_that_is_freed_keeps_it() {
+    let name: Vec<u16> = "version.dll\0".encode_utf16().collect();
+    for keeps in [false, true] {
+        // SAFETY: the name ends with a zero. Loading a library of the system has no other effect.
+        let library = unsafe { LoadLibraryW(name.as_ptr()) };
+        assert!(!library.is_null());
+        if keeps {
+            keep_loaded(library.cast()).unwrap();
+        }
+        // SAFETY: nothing refers to the library.
+        assert_ne!(unsafe { FreeLibrary(library) }, 0);
+        // SAFETY: the name ends with a zero.
+        let found = unsafe { GetModuleHandleW(name.as_ptr()) };
+        assert_eq!(!found.is_null(), keeps);
+    }
+    let outside = keep_loaded(core::ptr::without_provenance(8)).unwrap_err();
+    assert!(outside.raw_os_error().is_some());
 }
