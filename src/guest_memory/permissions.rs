@@ -46,6 +46,40 @@ impl Permissions {
         self.allow(Permissions::Write)
     }
 
+    /// Converts bits, of which 1 permits reads and 2 permits writes.
+    ///
+    /// `VIRTIO_IOMMU_MAP_F_READ` and `_WRITE`, `VHOST_ACCESS_RO`, `_WO` and `_RW`, and
+    /// `VFIO_DMA_MAP_FLAG_READ` and `_WRITE` are such bits. Use `permissions as u32` for the
+    /// reverse direction.
+    ///
+    /// Returns `None` if another bit is set, such as `VIRTIO_IOMMU_MAP_F_MMIO`. A virtio-iommu
+    /// device that has not offered that flag responds with `VIRTIO_IOMMU_S_INVAL`. A device that
+    /// has offered it removes the bit first.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::Permissions;
+    ///
+    /// assert_eq!(Permissions::from_rw_bits(3), Some(Permissions::ReadWrite));
+    /// assert_eq!(Permissions::from_rw_bits(4), None);
+    /// assert_eq!(Permissions::Write as u32, 2);
+    /// ```
+    #[inline]
+    #[must_use]
+    #[doc(alias = "from_bits")]
+    #[doc(alias = "VIRTIO_IOMMU_MAP_F_READ")]
+    #[doc(alias = "VHOST_ACCESS_RW")]
+    pub const fn from_rw_bits(bits: u32) -> Option<Self> {
+        match bits {
+            0 => Some(Permissions::No),
+            1 => Some(Permissions::Read),
+            2 => Some(Permissions::Write),
+            3 => Some(Permissions::ReadWrite),
+            _ => None,
+        }
+    }
+
     /// Returns the direction of an access that was checked for these permissions.
     #[inline]
     pub(crate) fn direction(self) -> Direction {
@@ -149,6 +183,17 @@ mod tests {
     }
 
     use super::Permissions::{self, *};
+
+    #[test]
+    fn from_rw_bits_accepts_read_and_write_bits_only() {
+        for permissions in [No, Read, Write, ReadWrite] {
+            let bits = permissions as u32;
+            assert_eq!(Permissions::from_rw_bits(bits), Some(permissions));
+            for other in 2..32 {
+                assert_eq!(Permissions::from_rw_bits(bits | 1 << other), None);
+            }
+        }
+    }
 
     #[test]
     fn bitor_bitand_and_allow_agree_with_bits() {

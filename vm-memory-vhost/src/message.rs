@@ -387,13 +387,7 @@ fn check_range(iova: GuestAddress, addr: u64, size: u64) -> Result<(), MessageEr
 
 /// Converts `VHOST_ACCESS_*`.
 fn permissions_of(perm: u8) -> Result<Permissions, MessageError> {
-    match perm {
-        0 => Ok(Permissions::No),
-        1 => Ok(Permissions::Read),
-        2 => Ok(Permissions::Write),
-        3 => Ok(Permissions::ReadWrite),
-        other => Err(MessageError::Permissions(other)),
-    }
+    Permissions::from_rw_bits(perm.into()).ok_or(MessageError::Permissions(perm))
 }
 
 /// Converts permissions into `VHOST_ACCESS_*`.
