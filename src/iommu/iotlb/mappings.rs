@@ -77,9 +77,15 @@ pub enum MapError {
         mapping: Mapping,
     },
     /// The range has no addresses: its last one is below its first one.
+    ///
+    /// The virtio specification names no status for this. A virtio-iommu device responds with
+    /// `VIRTIO_IOMMU_S_INVAL` (invalid parameters).
     #[error("the range to map is empty; its last address must not be below its first address")]
     Empty,
     /// The target of the range passes 2^64.
+    ///
+    /// The virtio specification names no status for this. A virtio-iommu device responds with
+    /// `VIRTIO_IOMMU_S_RANGE` (out-of-range parameters).
     #[error("the target 0x{:x} of the range passes the end of the address space", .target.0)]
     TargetPastTheEnd {
         /// The guest physical address that the first address was to be mapped to.
@@ -207,6 +213,10 @@ impl Iotlb {
     ///
     /// Use it on an IOTLB that is [unmerged](Self::unmerged), as [`unmap`](Self::unmap) requires,
     /// and without a [bound](Self::set_bound), which evicts mappings.
+    ///
+    /// The device checks the rest of a request before the call: the alignment
+    /// (`VIRTIO_IOMMU_S_RANGE`), the flags (`VIRTIO_IOMMU_S_INVAL`; see
+    /// [`Permissions::from_rw_bits`]) and the domain (`VIRTIO_IOMMU_S_NOENT`).
     ///
     /// # Errors
     ///
