@@ -240,6 +240,9 @@ impl SharedIotlb {
     /// No other change comes between the check and the mapping. Nothing is removed, so there is no
     /// invalidation to wait for.
     ///
+    /// To limit the number of mappings, compare `snapshot().entries()` with the limit first. Each
+    /// other thread that maps at the same time may exceed the limit by one mapping.
+    ///
     /// # Errors
     ///
     /// Returns the errors of [`Iotlb::map_range`]. The IOTLB is then unchanged.

@@ -218,6 +218,12 @@ impl Iotlb {
     /// (`VIRTIO_IOMMU_S_RANGE`), the flags (`VIRTIO_IOMMU_S_INVAL`; see
     /// [`Permissions::from_rw_bits`]) and the domain (`VIRTIO_IOMMU_S_NOENT`).
     ///
+    /// # Limit of the number of mappings
+    ///
+    /// A guest can map any number of ranges. The device refuses them with `VIRTIO_IOMMU_S_NOMEM`
+    /// when [`entries`](Self::entries) has reached a limit, before it calls `map_range`. A guest
+    /// can create several domains, so the limit must cover the entries of all IOTLBs together.
+    ///
     /// # Errors
     ///
     /// Leaves the IOTLB unchanged, and returns

@@ -35,7 +35,8 @@ pub(super) use priority::{Priority, TRIES};
 /// # Memory
 ///
 /// A guest chooses how many mappings there are, and each takes 32 to 90 bytes.
-/// [`set_bound`](Self::set_bound) limits them.
+/// [`set_bound`](Self::set_bound) limits them if the IOTLB is a cache. A bound evicts mappings,
+/// which the table of a virtio-iommu must keep: see [`map_range`](Self::map_range) for its limit.
 ///
 /// # Time
 ///
