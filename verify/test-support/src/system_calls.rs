@@ -1,5 +1,6 @@
 //! [`record_calls`]: records the system calls of a function. [`documented_calls`]: reads those that
-//! the documentation of a crate lists. [`CallRecorder`] compares the two.
+//! the documentation of a crate lists. [`CallRecorder`] compares the two. [`refuse_calls`]: makes
+//! system calls of a function fail.
 
 #![expect(
     unsafe_code,
@@ -95,6 +96,45 @@ fn record_arguments<R: Send>(function: impl FnOnce() -> R + Send) -> Result<(R, 
     Ok((result, calls.iter().copied().collect()))
 }
 
+/// Calls `function` in a new thread whose system calls of one number fail with an error of the
+/// system. Returns its result.
+///
+/// Threads that the function creates are subject to the same filter.
+///
+/// # Errors
+///
+/// Returns the error of seccomp(2).
+///
+/// # Panics
+///
+/// Panics if `function` panics.
+pub fn refuse_calls<R: Send>(
+    number: libc::c_long,
+    error: i32,
+    function: impl FnOnce() -> R + Send,
+) -> Result<R> {
+    let (load, compare, end) = (
+        (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16,
+        (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
+        (libc::BPF_RET | libc::BPF_K) as u16,
+    );
+    let instruction = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
+    // The number of the call is the first word of `struct seccomp_data`.
+    let mut program = [
+        instruction(load, 0, 0),
+        instruction(compare, 1, number as u32),
+        instruction(end, 0, libc::SECCOMP_RET_ERRNO | error as u32),
+        instruction(end, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    std::thread::scope(|scope| {
+        let filtered = scope.spawn(|| {
+            install_program(0, &mut program)?;
+            Ok(function())
+        });
+        filtered.join().expect("the filtered function has panicked")
+    })
+}
+
 /// Installs a filter in this thread that notifies a supervisor of each call.
 fn install_filter() -> Result<RawFd> {
     // `SECCOMP_RET_USER_NOTIF` for all calls.
@@ -104,8 +144,17 @@ fn install_filter() -> Result<RawFd> {
         jf: 0,
         k: libc::SECCOMP_RET_USER_NOTIF,
     }];
+    let listener = install_program(libc::SECCOMP_FILTER_FLAG_NEW_LISTENER, &mut program)?;
+    Ok(listener as RawFd)
+}
+
+/// Installs a filter in this thread, and returns the result of seccomp(2).
+fn install_program(
+    flags: libc::c_ulong,
+    program: &mut [libc::sock_filter],
+) -> Result<libc::c_long> {
     let program = libc::sock_fprog {
-        len: 1,
+        len: program.len() as u16,
         filter: program.as_mut_ptr(),
     };
     let (one, zero) = (1 as libc::c_ulong, 0 as libc::c_ulong);
@@ -113,14 +162,10 @@ fn install_filter() -> Result<RawFd> {
     if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, one, zero, zero, zero) } != 0 {
         return Err(Error::last_os_error());
     }
-    let (mode, flags) = (
-        libc::SECCOMP_SET_MODE_FILTER,
-        libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
-    );
-    // SAFETY: the kernel reads one instruction at `filter`, which is that of the array.
-    let listener = unsafe { libc::syscall(libc::SYS_seccomp, mode, flags, &raw const program) };
-    match listener {
-        0.. => Ok(listener as RawFd),
+    let mode = libc::SECCOMP_SET_MODE_FILTER;
+    // SAFETY: the kernel reads `len` instructions at `filter`, which are those of the slice.
+    match unsafe { libc::syscall(libc::SYS_seccomp, mode, flags, &raw const program) } {
+        result @ 0.. => Ok(result),
         _ => Err(Error::last_os_error()),
     }
 }

@@ -294,26 +294,40 @@ pub(super) unsafe fn unmap(addr: *mut u8, len: usize) {
 /// Aborts the process if an address of a range is unmapped.
 ///
 /// Call it if the kernel refuses to replace a range that a guest can reach. The kernel may have
-/// unmapped it, and another thread could get the addresses. If another thread has filled exactly
-/// the hole already, that cannot be detected.
+/// unmapped it, and another thread could get the addresses. Two cases cannot be detected: another
+/// thread has filled exactly the hole already, or the kernel does not tell.
 pub(super) fn abort_unless_mapped(addr: *mut u8, len: usize) {
     if !is_mapped(addr, len) {
         std::process::abort();
     }
 }
 
-/// Returns whether all addresses of a range of whole pages are mapped. Allocates nothing.
+/// The number of times that a part of a range is checked while the kernel lacks memory for that.
+const TRIES: usize = 64;
+
+/// Returns `false` if an address of a range of whole pages is unmapped. Allocates nothing.
+///
+/// Returns `true` if all of them are mapped, or if the kernel does not tell.
 fn is_mapped(addr: *mut u8, len: usize) -> bool {
-    // mincore(2) fails with ENOMEM if the range has an unmapped address. Nothing is allocated here,
-    // because an allocation could be mapped into the hole.
+    // Nothing is allocated here, because an allocation could be mapped into the hole.
     let mut pages = [0u8; 4096];
     let step = page_size().saturating_mul(pages.len());
     (0..len).step_by(step).all(|done| {
         let here = len.saturating_sub(done).min(step);
         let at = addr.wrapping_add(done).cast();
-        // SAFETY: the kernel writes one byte for each page of the range, and `pages` has one for
-        // each page of `step`. It accesses no byte of the range.
-        unsafe { libc::mincore(at, here, pages.as_mut_ptr()) == 0 }
+        let mut check_part = || {
+            // SAFETY: the kernel writes one byte for each page of the range, and `pages` has one
+            // for each page of `step`. It accesses no byte of the range.
+            check(unsafe { libc::mincore(at, here, pages.as_mut_ptr()) })
+        };
+        // Only ENOMEM means a hole. EAGAIN means that the kernel lacks a page for the answer now.
+        // Any other error comes from a seccomp filter.
+        let answer = (0..TRIES).find_map(|_| match check_part().map_err(|e| e.raw_os_error()) {
+            Ok(()) => Some(true),
+            Err(Some(libc::EAGAIN)) => None,
+            Err(error) => Some(error != Some(libc::ENOMEM)),
+        });
+        answer.unwrap_or(true)
     })
 }
 
@@ -551,6 +565,8 @@ impl Reserved {
 
 #[cfg(test)]
 mod tests {
+    use test_support::{refuse_calls, skipped};
+
     use super::*;
 
     #[test]
@@ -573,5 +589,27 @@ mod tests {
                 assert_eq!(unsafe { libc::munmap(addr.cast(), len) }, 0);
             }
         }
+    }
+
+    fn is_all_mapped(reservation: &Reservation) -> bool {
+        is_mapped(reservation.addr, reservation.len)
+    }
+
+    #[test]
+    fn is_mapped_is_false_only_for_ranges_with_holes() {
+        let page = page_size();
+        let reservation = Reservation::new(3 * page, 0, page, 0).unwrap();
+        assert!(is_all_mapped(&reservation));
+        for error in [libc::EAGAIN, libc::EPERM, libc::ENOSYS] {
+            match refuse_calls(libc::SYS_mincore, error, || is_all_mapped(&reservation)) {
+                Ok(is_mapped) => assert!(is_mapped, "{error}"),
+                Err(error) => skipped(
+                    "is_mapped_is_false_only_for_ranges_with_holes",
+                    format!("no seccomp filters: {error}"),
+                ),
+            }
+        }
+        // The first page of the address space is not mapped.
+        assert!(!is_mapped(null_mut(), page));
     }
 }
