@@ -131,7 +131,7 @@
 //! | run time | [`unplug`] | always | `madvise`, `fallocate`, `mprotect` |
 //! | run time | [`plug_state`] | always | none |
 //! | boot | [`Arena::new`] | always | `mmap`, `munmap` |
-//! | boot | [`Arena::new`] | for the first memory of the process | `madvise`; `openat`, `read`, `statx`, `close` to read /proc |
+//! | boot | [`Arena::new`] | until `vm.max_map_count` is known | `madvise`; `openat`, `read`, `statx`, `close` to read /proc |
 //! | run time | [`Arena::map`] | always | `fstatfs`, `mmap`, `munmap`, `mremap` |
 //! | run time | [`Arena::map`] | if the kernel lacks memory for page tables | `mincore` |
 //! | run time | [`Arena::unmap`] | always | `mmap` |

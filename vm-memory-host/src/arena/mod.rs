@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vm_memory::Permissions;
 
-use crate::host::VmaBudget;
+use crate::host::{read_vma_limit, HostResources, VmaBudget};
 use crate::sys::{self, bytes, ReservedArena};
 
 /// Reserved addresses in which parts of files are mapped and unmapped while the guest runs.
@@ -184,6 +184,7 @@ impl Arena {
         let whole = usize::try_from(size).ok();
         let whole = whole.filter(|size| *size != 0 && size.is_multiple_of(sys::page_size()));
         let whole = whole.ok_or(ArenaError::Range { offset, len, size })?;
+        read_vma_limit(&HostResources::current());
         let mut vmas = VmaBudget::default();
         if !vmas.try_take(VMAS_OF_EMPTY) {
             return Err(ArenaError::TooManyPieces { pieces: 0 });

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::files::check_name;
 use super::needed::Needed;
 use crate::error::BuildError;
-use crate::host::{GroupLimit, HostResources, VmaBudget};
+use crate::host::{read_vma_limit, GroupLimit, HostResources, VmaBudget};
 use crate::mapping::OpenedBacking;
 use crate::region::{
     Backing, BackingKind, Blocks, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages,
@@ -94,7 +94,8 @@ pub(super) const GUARDS: usize = 2;
 ///
 /// The kernel may merge some of them. Protected blocks need more. This reads the limit, which
 /// discards may not read under a seccomp filter.
-pub(super) fn vmas(regions: &[Region]) -> Result<VmaBudget, BuildError> {
+pub(super) fn vmas(regions: &[Region], host: &HostResources) -> Result<VmaBudget, BuildError> {
+    read_vma_limit(host);
     let reservations = regions.chunk_by(is_adjacent).count();
     let vmas = reservations
         .saturating_mul(GUARDS)

@@ -354,7 +354,7 @@ impl MemoryBuilder {
         // Dropped after the regions that use the files.
         let _received = ReceivedFiles::of_sealed(&regions);
         let regions = check::sort(regions)?;
-        let mut vmas = check::vmas(&regions)?;
+        let mut vmas = check::vmas(&regions, &host)?;
         regions.iter().try_for_each(files::check_seals)?;
         check::pools(&regions, &host)?;
         let mut opened = Vec::with_capacity(regions.len());

@@ -16,4 +16,4 @@ mod vma_budget;
 
 pub use control_groups::GroupLimit;
 pub use resources::{huge_page_pools, HostResources, HugePagePool};
-pub(crate) use vma_budget::{vma_limit, VmaBudget};
+pub(crate) use vma_budget::{read_vma_limit, vma_limit, VmaBudget};

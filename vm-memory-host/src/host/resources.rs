@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::files::SystemFiles;
-use super::vma_limit;
+use super::read_vma_limit;
 
 /// The resources of the host: pools of huge pages, NUMA nodes, memory, control groups.
 ///
@@ -134,7 +134,7 @@ impl HostResources {
     /// Reads all files that the other methods read. The other methods then read no file.
     fn read_all(&self) {
         // The process keeps this limit.
-        let _ = vma_limit();
+        read_vma_limit(self);
         let sizes = self.huge_page_sizes().unwrap_or_default();
         let _ = (self.huge_page_pools(), self.allowed_nodes());
         for node in self.nodes().unwrap_or_default() {
@@ -215,6 +215,11 @@ impl HostResources {
         let kib = page_size.checked_div(1024)?;
         let path = format!("devices/system/node/node{node}/hugepages/hugepages-{kib}kB");
         self.pool(&self.sys().join(path))
+    }
+
+    /// Returns the number of VMAs that a process may have, or `None` if it is not known.
+    pub(super) fn max_map_count(&self) -> Option<u64> {
+        self.files.number(&self.proc().join("sys/vm/max_map_count"))
     }
 
     /// Returns the sizes of the huge pages that the kernel supports, or `None` if they are not

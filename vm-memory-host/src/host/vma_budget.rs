@@ -5,11 +5,10 @@
 //! discarding pages of private files. This module counts them in advance, for the whole process,
 //! and leaves half of the maximum to the process itself.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
-use super::files::number;
+use super::HostResources;
 
 /// The number of VMAs that all shares together hold.
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
@@ -76,13 +75,60 @@ impl Drop for VmaBudget {
     }
 }
 
+/// The limit of this process.
+static LIMIT: VmaLimit = VmaLimit(OnceLock::new());
+
+/// Half of `vm.max_map_count`, once it was read.
+struct VmaLimit(OnceLock<usize>);
+
+impl VmaLimit {
+    /// Reads the limit, unless it is known. After a failure, the next call reads it again.
+    fn read(&self, host: &HostResources) {
+        if self.0.get().is_some() {
+            return;
+        }
+        if let Some(count) = host.max_map_count() {
+            let _ = self.0.set(usize::try_from(count / 2).unwrap_or(usize::MAX));
+        }
+    }
+
+    /// Returns the limit. Unless it is known, returns that of Linux by default.
+    fn get(&self) -> usize {
+        self.0.get().copied().unwrap_or(65_530 / 2)
+    }
+}
+
+/// Reads the number of VMAs that guest memory may have, unless it is known.
+///
+/// Builds call it. Guests cause other calls, under a seccomp filter that may forbid to read /proc.
+pub(crate) fn read_vma_limit(host: &HostResources) {
+    LIMIT.read(host);
+}
+
 /// Returns the number of VMAs that guest memory may have: half of `vm.max_map_count`.
 ///
-/// The first call reads /proc.
+/// Reads no file.
 pub(crate) fn vma_limit() -> usize {
-    static LIMIT: OnceLock<usize> = OnceLock::new();
-    *LIMIT.get_or_init(|| {
-        let max_map_count = number(Path::new("/proc/sys/vm/max_map_count")).unwrap_or(65_530);
-        usize::try_from(max_map_count / 2).unwrap_or(usize::MAX)
-    })
+    LIMIT.get()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::resources::tests::tree;
+
+    #[test]
+    fn limit_that_cannot_be_read_is_read_again_later() {
+        let limit = VmaLimit(OnceLock::new());
+        let (_keep, without) = tree(&[]);
+        limit.read(&without);
+        assert_eq!(limit.get(), 32_765);
+        let max_map_count = |text| tree(&[("proc/sys/vm/max_map_count", text)]);
+        let (_keep, host) = max_map_count("1000\n");
+        limit.read(&host);
+        assert_eq!(limit.get(), 500);
+        // It is known now, and stays.
+        limit.read(&max_map_count("2000\n").1);
+        assert_eq!(limit.get(), 500);
+    }
 }
