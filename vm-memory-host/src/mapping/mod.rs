@@ -209,11 +209,13 @@ impl HostMapping {
         offset: usize,
         len: usize,
     ) -> Result<(), (&'static str, io::Error)> {
-        self.apply_options_to(&self.mapped, offset, len)
+        self.apply_advice_to(&self.mapped, offset, len)?;
+        let bound = self.apply_numa_to(&self.mapped, offset, len);
+        bound.map_err(|error| ("set its NUMA policy", error))
     }
 
-    /// Applies the same options to a range of `memory`, which will become a part of this mapping.
-    pub(crate) fn apply_options_to(
+    /// Applies the same advice to a range of `memory`, which will become a part of this mapping.
+    pub(crate) fn apply_advice_to(
         &self,
         memory: &Mapped,
         offset: usize,
@@ -256,12 +258,20 @@ impl HostMapping {
                 result => result.map_err(|error| (what, error))?,
             }
         }
-        let nodes = node_mask(&options.numa).map_err(|error| ("set its NUMA policy", error))?;
-        if let Some((policy, mask)) = nodes {
-            let bound = memory.bind(offset, len, policy, &mask);
-            bound.map_err(|error| ("set its NUMA policy", error))?;
-        }
         Ok(())
+    }
+
+    /// Applies the NUMA policy of this mapping to a range of `memory`.
+    pub(crate) fn apply_numa_to(
+        &self,
+        memory: &Mapped,
+        offset: usize,
+        len: usize,
+    ) -> io::Result<()> {
+        match node_mask(&self.options.numa)? {
+            Some((policy, mask)) => memory.bind(offset, len, policy, &mask),
+            None => Ok(()),
+        }
     }
 
     /// Locks a range in memory.

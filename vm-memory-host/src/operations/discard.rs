@@ -55,6 +55,9 @@ use crate::sys::{self, Advice, Mapped};
 ///   room to map zeroes.
 /// - Private mappings of huge pages are always overwritten.
 ///
+/// A discarded range keeps the options of its region, with one exception. The cpuset of the process
+/// may have lost all nodes of the NUMA policy. A range of a private file then has no policy.
+///
 /// For a shared file, the call waits while another process holds the kernel's lock on the file. An
 /// untrusted process can [hold it without limit](crate::Backing::Memfd).
 ///
@@ -426,8 +429,13 @@ fn replace_with_zeroes(changes: &mut Changes<'_>, offset: usize, len: usize) -> 
 fn splice_zeroes(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
     let (zeroes, locked) = Mapped::detached_zeroed(len)?;
     mapping
-        .apply_options_to(&zeroes, 0, len)
+        .apply_advice_to(&zeroes, 0, len)
         .map_err(|(_, source)| source)?;
+    match mapping.apply_numa_to(&zeroes, 0, len) {
+        // The build has set the same policy. The cpuset of the process has lost its nodes since.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+        result => result?,
+    }
     if mapping.options.lock != Lock::No && !locked {
         zeroes.lock(0, len, true)?;
     }

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::common::*;
+use test_support::{refuse_calls, skipped, temp_file};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vm_memory_host::{
     discard, plug, prefault, provisioned, unplug, Backing, ChangeError, Lock, MemoryBuilder,
-    Region, Sharing, TransparentHugePages, Unplugged,
+    NumaPolicy, Region, Sharing, TransparentHugePages, Unplugged,
 };
 
 const START: u64 = 64 * MIB;
@@ -491,4 +492,32 @@ fn discard_of_claimed_block_device_reads_as_zeroes() {
     claim.read(true).write(true).custom_flags(libc::O_EXCL);
     let _claimed = claim.open(&device.path).unwrap();
     check_discards_of(&memory, MIB / PAGE);
+}
+
+#[test]
+fn discard_of_private_file_whose_nodes_are_gone_frees_its_pages() {
+    const TEST: &str = "discard_of_private_file_whose_nodes_are_gone_frees_its_pages";
+    let file = temp_file(&[7; 4 * PAGE as usize]);
+    let region = Region::new(GuestAddress(0), 4 * PAGE)
+        .backing(Backing::private_file(file, 0))
+        .numa(NumaPolicy::Bind(vec![0]));
+    let memory = match build(region) {
+        Ok(memory) => memory,
+        Err(error) => return skipped(TEST, format!("no mbind(2) or seccomp filters: {error}")),
+    };
+    // The error of mbind(2) if the cpuset has none of the nodes.
+    let discarded = refuse_calls(libc::SYS_mbind, libc::EINVAL, || {
+        discard(&memory, GuestAddress(PAGE), PAGE)
+    });
+    match discarded {
+        Ok(freed) => assert_eq!(freed.unwrap(), PAGE),
+        Err(error) => return skipped(TEST, format!("no seccomp filters: {error}")),
+    }
+    let byte = |page| memory.read_obj::<u8>(GuestAddress(page * PAGE)).unwrap();
+    assert_eq!([0, 1, 2].map(byte), [7, 0, 7]);
+    // Other errors are reported.
+    let refused = refuse_calls(libc::SYS_mbind, libc::ENOSYS, || {
+        discard(&memory, GuestAddress(3 * PAGE), PAGE)
+    });
+    assert!(matches!(refused, Ok(Err(ChangeError::System { .. }))));
 }
