@@ -35,8 +35,8 @@
 //! - A [`RegionTable`] accepts any number of regions, and an insertion takes time in proportion to
 //!   it. Refuse more regions than `VHOST_USER_GET_MAX_MEM_SLOTS` returns.
 //! - A front end can truncate a file, or serve it without ever replying (FUSE). Accept only files
-//!   with the seal `F_SEAL_SHRINK`, as [`MemoryRegion`] shows. For the file of a log, see
-//!   [`SharedLog`](log::SharedLog#files-of-an-untrusted-peer).
+//!   with the seal `F_SEAL_SHRINK`, as [`MemoryRegion`] shows.
+//!   [`SharedLog::map`](log::SharedLog::map) does so for the file of a log.
 //!
 //! # System calls
 //!
@@ -47,7 +47,8 @@
 //! | run time | [`IotlbMessage::apply`] | if an access waits for the mapping | `futex` |
 //! | run time | [`BackendChannel`] | for each miss, and for each access that is not permitted | those of its writer |
 //! | migration | `log::SharedLog::create` | always | `prlimit64`, `memfd_create`, `ftruncate`, `fcntl`, `fstat`, or `newfstatat`, and `mmap` |
-//! | migration | [`log::SharedLog::map`] | always | `fstat`, or `newfstatat`, and `mmap` |
+//! | migration | [`log::SharedLog::map`] | always | `fcntl`, `fstat`, or `newfstatat`, and `mmap` |
+//! | migration | [`log::SharedLog::map_unsealed`] | always | `fstat`, or `newfstatat`, and `mmap` |
 //! | migration | [`log::SharedLog`] | dropped | `munmap`, `close` |
 //! | migration | [`log::LogBitmap::replace`] | while threads mark in the old log | `clock_nanosleep` |
 //! | migration | [`log::LogBitmap::replace`] | drops the old log | `munmap`, `close` |

@@ -33,7 +33,7 @@ fn file(len: u64) -> File {
 }
 
 fn map(file: &File, offset: u64, size: u64) -> Result<SharedLog, LogError> {
-    SharedLog::map(file.try_clone().unwrap(), offset, size)
+    SharedLog::map_unsealed(file.try_clone().unwrap(), offset, size)
 }
 
 /// Creates regions of (first page, number of pages).
@@ -194,6 +194,40 @@ fn map_of_hostile_log_returns_error() {
         assert!(error.source().is_some());
     }
     assert!(map(&file, 0xff8, 8).is_ok());
+}
+
+/// A file without the seal may be truncated, or served by the peer.
+#[cfg(target_os = "linux")]
+#[test]
+fn map_of_file_without_shrink_seal_returns_the_file() {
+    use rustix::fs::{fcntl_add_seals, memfd_create, MemfdFlags, SealFlags};
+
+    let memfd = || {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let memfd = File::from(memfd_create("log", flags).unwrap());
+        memfd.set_len(0x1000).unwrap();
+        memfd
+    };
+    let grow = memfd();
+    fcntl_add_seals(&grow, SealFlags::GROW | SealFlags::SEAL).unwrap();
+    for unsealed in [file(0x1000), memfd(), grow] {
+        // No other error closes the file.
+        for size in [0x1000, 0x1001, 0] {
+            let copy = unsealed.try_clone().unwrap();
+            match SharedLog::map(copy, 0, size) {
+                Err(LogError::Unsealed { file }) => {
+                    assert_eq!(File::from(file).metadata().unwrap().len(), 0x1000);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(map(&unsealed, 0, 0x1000).is_ok());
+    }
+    let sealed = memfd();
+    fcntl_add_seals(&sealed, SealFlags::SHRINK).unwrap();
+    SharedLog::map(sealed, 0, 0x1000).unwrap();
+    let created = SharedLog::create(0x1000).unwrap();
+    SharedLog::map(created.file().try_clone().unwrap(), 0, 0x1000).unwrap();
 }
 
 #[test]

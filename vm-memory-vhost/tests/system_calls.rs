@@ -27,7 +27,7 @@ static ALLOCATOR: StaticAllocator = StaticAllocator::new();
 
 /// Maps a log.
 fn log() -> SharedLog {
-    SharedLog::map(temp_file_of_len(SIZE), 0, SIZE).unwrap()
+    SharedLog::map_unsealed(temp_file_of_len(SIZE), 0, SIZE).unwrap()
 }
 
 fn replace(bitmap: &LogBitmap, log: SharedLog) -> Result<(), LogError> {
@@ -37,7 +37,9 @@ fn replace(bitmap: &LogBitmap, log: SharedLog) -> Result<(), LogError> {
 /// Maps, uses and drops logs.
 fn use_logs(recorder: &mut CallRecorder) -> io::Result<()> {
     let file = temp_file_of_len(SIZE);
-    let log_of_file = recorder.run("log::SharedLog::map", || SharedLog::map(file, 0, SIZE))?;
+    let log_of_file = recorder.run("log::SharedLog::map_unsealed", || {
+        SharedLog::map_unsealed(file, 0, SIZE)
+    })?;
     let log_of_file = log_of_file.unwrap();
     let mut words = vec![0; SIZE as usize / 8];
     recorder.run("log::SharedLog::harvest", || {
@@ -45,7 +47,10 @@ fn use_logs(recorder: &mut CallRecorder) -> io::Result<()> {
     })?;
     recorder.run("log::SharedLog", || drop(log_of_file))?;
     let created = recorder.run("log::SharedLog::create", || SharedLog::create(SIZE))?;
-    created.unwrap();
+    let created = created.unwrap();
+    let file = created.file().try_clone().unwrap();
+    let sealed = recorder.run("log::SharedLog::map", || SharedLog::map(file, 0, SIZE))?;
+    sealed.unwrap();
 
     let bitmap = LogBitmap::new();
     replace(&bitmap, log()).unwrap();

@@ -1,6 +1,7 @@
 //! [`LogError`]: the errors of dirty logs.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::VolatileMemoryError;
@@ -29,6 +30,13 @@ pub enum LogError {
     /// The memfd of a new log cannot be created.
     #[error("cannot create a memfd for the dirty log")]
     Create(#[source] io::Error),
+    /// The file does not have the seal `F_SEAL_SHRINK`, so a peer may truncate or serve it.
+    #[error("the peer can truncate the file of the dirty log; seal it with F_SEAL_SHRINK")]
+    Unsealed {
+        /// The file. If the peer serves it (FUSE), its close may wait without limit: drop it in a
+        /// separate thread.
+        file: OwnedFd,
+    },
     /// The file cannot be mapped, or is shorter than the log.
     #[error("cannot map the dirty log")]
     Map(#[source] MmapRegionError),

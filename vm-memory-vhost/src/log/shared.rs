@@ -35,14 +35,16 @@ const BLOCK: usize = 4096;
 ///
 /// # Files of an untrusted peer
 ///
-/// The peer may truncate the file, unless it has the seal `F_SEAL_SHRINK`. Call
-/// [`fault::install`](vm_memory::fault::install): an access past the end then returns an error, and
-/// does not end the process.
+/// On Linux, [`map`](Self::map) accepts only a file that no peer can truncate, because it has the
+/// seal `F_SEAL_SHRINK` of fcntl(2). Front ends send a memfd with this seal. No file that the peer
+/// serves itself (FUSE) can have it.
 ///
-/// The peer may also serve the file itself (FUSE). [`map`](Self::map), each mark, and the drop of
-/// the log can then wait without limit. So accept only files with that seal, which no such file
-/// has. `F_GET_SEALS` of fcntl(2) does not wait for a server. close(2) does: close a file that is
-/// refused in a separate thread.
+/// [`map_unsealed`](Self::map_unsealed) accepts any file:
+///
+/// - The peer may truncate it. Call [`fault::install`](vm_memory::fault::install): an access past
+///   the end then returns an error, and does not end the process.
+/// - The peer may serve it. The call, each mark, and the drop of the log can then wait without
+///   limit.
 ///
 /// # Examples
 ///
@@ -81,10 +83,40 @@ pub struct SharedLog {
 }
 
 impl SharedLog {
-    /// Maps the log of `size` bytes at `offset` in a file, for reading and writing.
+    /// Maps the log of `size` bytes at `offset` in a sealed file, for reading and writing.
     ///
     /// The file, the offset and the size are those of `VHOST_USER_SET_LOG_BASE`. The log owns the
     /// file.
+    ///
+    /// # Errors
+    ///
+    /// - [`LogError::Unsealed`] on Linux, unless the file has the seal `F_SEAL_SHRINK`. The error
+    ///   returns the file.
+    /// - The errors of [`map_unsealed`](Self::map_unsealed).
+    pub fn map(file: impl Into<OwnedFd>, offset: u64, size: u64) -> Result<Self, LogError> {
+        let file = file.into();
+        #[cfg(target_os = "linux")]
+        if !cannot_shrink(&file) {
+            return Err(LogError::Unsealed { file });
+        }
+        Self::map_unsealed(file, offset, size)
+    }
+
+    /// Maps the log of `size` bytes at `offset` in any file, for reading and writing.
+    ///
+    /// Use it only if the peer is [trusted](Self#files-of-an-untrusted-peer).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory_vhost::log::SharedLog;
+    ///
+    /// let file = tempfile::tempfile()?;
+    /// file.set_len(0x1000)?;
+    /// let log = SharedLog::map_unsealed(file, 0, 0x1000)?;
+    /// assert_eq!(log.pages(), 0x8000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -92,7 +124,11 @@ impl SharedLog {
     /// - [`LogError::Misaligned`] if it does not begin at a multiple of 8 bytes.
     /// - [`LogError::TooLarge`] if its end exceeds 64 bits, or the address space of the process.
     /// - [`LogError::Map`] if the file ends before it, or if `mmap(2)` fails.
-    pub fn map(file: impl Into<OwnedFd>, offset: u64, size: u64) -> Result<Self, LogError> {
+    pub fn map_unsealed(
+        file: impl Into<OwnedFd>,
+        offset: u64,
+        size: u64,
+    ) -> Result<Self, LogError> {
         if size == 0 {
             return Err(LogError::Empty);
         }
@@ -252,6 +288,13 @@ impl SharedLog {
     fn bits(&self) -> Result<VolatileSlice<'_>, VolatileMemoryError> {
         self.mapping.get_slice(self.offset, self.size)
     }
+}
+
+/// Returns whether a file has a seal that forbids to truncate it. Does not wait for a server.
+#[cfg(target_os = "linux")]
+fn cannot_shrink(file: &OwnedFd) -> bool {
+    let seals = rustix::fs::fcntl_get_seals(file);
+    seals.is_ok_and(|seals| seals.contains(rustix::fs::SealFlags::SHRINK))
 }
 
 /// Creates a memfd of `size` zeroes whose length cannot change.
