@@ -116,6 +116,11 @@
 //! - Accesses in a shared object other than that of `install` are not covered (`dylib`,
 //!   `prefer-dynamic`): each object has its own table. On Linux, the
 //!   object must not be unloaded. On Windows, [`install`] keeps it loaded.
+//! - On Windows, a vectored handler that is installed later may be called first. The first access
+//!   to a page with `PAGE_GUARD` is not covered.
+//! - On Windows, the handler changes the instruction pointer of the thread. Processes with
+//!   hardware-enforced stack protection may validate it (`SetContextIpValidation`). Recovery in
+//!   such a process is not tested.
 //! - The targets are Linux on x86_64 and on little-endian aarch64, and Windows on x86_64, with one
 //!   of the features `rawfd`, `backend-mmap` and `backend-bitmap`.
 //!
