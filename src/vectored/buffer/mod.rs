@@ -1,6 +1,7 @@
 //! [`IoBuffer`]: guest memory for I/O that completes later.
 
 mod completion;
+mod exact;
 mod transfer;
 
 use core::fmt::{self, Debug};
@@ -59,7 +60,8 @@ const BUFFER: &str = "buffer";
 /// # Dirty tracking
 ///
 /// [`read_from`](Self::read_from), [`read_exact_from`](Self::read_exact_from), their variants for
-/// a file, and [`copy_from`](Self::copy_from) mark the pages that they write.
+/// a file, and [`copy_from`](Self::copy_from), [`write_slice`](Self::write_slice) and
+/// [`write_obj`](Self::write_obj) mark the pages that they write.
 ///
 /// If the [vectors](Self::vectors) of a buffer for writing were used, its pages are marked when it
 /// is completed or dropped. So an early return or a panic loses no page. All pages are marked:

@@ -9,6 +9,9 @@ use crate::vectored::system_call::{FilePosition, Transfer};
 impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// Copies bytes at `offset` to `buf`, as many as both have, and returns their number.
     ///
+    /// A short count is not an error. If fewer bytes are one, as for the header of a request, use
+    /// [`read_obj`](Self::read_obj) or [`read_slice`](Self::read_slice).
+    ///
     /// # Errors
     ///
     /// Returns [`Error::IOError`] of the kind `PermissionDenied` if the buffer was not created for
@@ -22,7 +25,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Copies `buf` to the bytes at `offset`, as many as both have, and returns their number.
     ///
-    /// The pages written are marked dirty.
+    /// The pages written are marked dirty. A short count is not an error. If fewer bytes are one,
+    /// use [`write_obj`](Self::write_obj) or [`write_slice`](Self::write_slice).
     ///
     /// # Errors
     ///
@@ -36,7 +40,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     }
 
     /// Returns an error if the ranges were not checked for `access`.
-    fn require(&self, access: Permissions) -> Result<()> {
+    pub(super) fn require(&self, access: Permissions) -> Result<()> {
         if self.segments.access().allow(access) {
             Ok(())
         } else {

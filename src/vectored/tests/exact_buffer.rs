@@ -284,3 +284,35 @@ fn io_buffer_exact_transfer_needs_its_permission_and_bytes() {
     }
     assert_eq!(dirty(&memory), [0u64; 0]);
 }
+
+#[test]
+fn io_buffer_read_obj_and_write_obj_move_scattered_value_or_nothing() {
+    let memory = Arc::new(regions(3));
+    let buffer = three(&memory, Permissions::ReadWrite);
+    let value = [1u8, 2, 3, 4, 5, 6, 7, 8];
+    buffer.write_obj(value, 3).unwrap();
+    assert_eq!(buffer.read_obj::<[u8; 8]>(3).unwrap(), value);
+    let second = memory.read_obj::<[u8; 4]>(GuestAddress(0x2010)).unwrap();
+    assert_eq!(
+        (second, dirty(&memory)),
+        ([2, 3, 4, 5], vec![0, 0x1000, 0x2000])
+    );
+
+    for offset in [5, 12, 13, usize::MAX] {
+        let mut seen = [9; 8];
+        let results = [
+            buffer.read_obj::<[u8; 8]>(offset).map(drop),
+            buffer.read_slice(&mut seen, offset),
+            buffer.write_obj([7u8; 8], offset),
+            buffer.write_slice(&[7; 8], offset),
+        ];
+        for result in results {
+            let short = Err(Error::PartialBuffer {
+                expected: 8,
+                completed: 0,
+            });
+            assert_eq!(format!("{result:?}"), format!("{:?}", short as Result<()>));
+        }
+        assert_eq!((seen, dirty(&memory)), ([9; 8], vec![]));
+    }
+}

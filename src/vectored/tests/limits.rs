@@ -134,6 +134,9 @@ fn io_buffer_copies_need_their_permission() {
         for part in [&buffer, &rest] {
             assert_eq!(refused(part.copy_to(0, &mut [0; 4])), !reads, "{access:?}");
             assert_eq!(refused(part.copy_from(0, &[0; 4])), !writes, "{access:?}");
+            let (read, written) = (part.read_obj::<u32>(0), part.write_obj(0u32, 0));
+            assert_eq!(is_refused_by_buffer(&read), !reads, "{access:?}");
+            assert_eq!(is_refused_by_buffer(&written), !writes, "{access:?}");
         }
     }
     // Vectors without a permission could be used for anything.

@@ -86,6 +86,12 @@ fn check_buffer(steps: Vec<Step>, written: usize) -> TestCaseResult {
                     prop_assert_eq!(bytes[model[offset + index] as usize], *byte);
                 }
                 prop_assert!(seen[fits..].iter().all(|byte| *byte == 0xaa));
+                let mut exact = vec![0xaa; count];
+                let all = offset
+                    .checked_add(count)
+                    .is_some_and(|end| end <= model.len());
+                prop_assert_eq!(buffer.read_slice(&mut exact, offset).is_ok(), all);
+                prop_assert_eq!(exact, if all { seen } else { vec![0xaa; count] });
             }
         }
         prop_assert_eq!(buffer.len(), model.len());
