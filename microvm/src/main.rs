@@ -1,6 +1,18 @@
 //! `microvm`: runs a guest on KVM and reports what it did. The virtual machine monitor is
 //! [`microvm::vmm::run`]: start reading there.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        missing_docs,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::multiple_unsafe_ops_per_block,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
+
 use std::error::Error;
 use std::io::{self, Write};
 use std::iter::successors;

@@ -67,7 +67,7 @@ impl Run<'_> {
         )?;
         text.push_str(CRITERIA);
         text.push_str(
-            "| build | rows | slower than 0.18.0 (ratio below 0.97) | miss criterion 1 | miss criterion 2 |\n\
+            "| build | rows | slower than the other side (ratio below 0.97) | miss criterion 1 | miss criterion 2 |\n\
              |---|---|---|---|---|\n",
         );
         for (build, lines) in *tables {
