@@ -18,6 +18,11 @@ use proc_macro2::{Span, TokenStream};
 use quote::quote;
 use syn::{parse_macro_input, Attribute, Data, DeriveInput, Error, Ident};
 
+/// The code in README.md, compiled and run as a documentation test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 /// Implements `ByteValued` for a struct, if the compiler can prove its contract.
 ///
 /// The struct needs `#[repr(C)]` or `#[repr(transparent)]`, which may be combined with `packed` and

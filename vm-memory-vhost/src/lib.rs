@@ -51,6 +51,7 @@
 //! | migration | [`log::SharedLog::map_unsealed`] | always | `fstat`, or `newfstatat`, and `mmap` |
 //! | migration | [`log::SharedLog`] | dropped | `munmap`, `close` |
 //! | migration | [`log::LogBitmap::replace`] | while threads mark in the old log | `clock_nanosleep` |
+//! | migration | [`log::LogBitmap::replace`] | if the vDSO does not read the clock | `clock_gettime` |
 //! | migration | [`log::LogBitmap::replace`] | drops the old log | `munmap`, `close` |
 //! | migration | [`log::LogBitmap::stop`] | drops the old log | `munmap`, `close` |
 //!
@@ -82,6 +83,9 @@
     )
 )]
 
+#[cfg(not(unix))]
+compile_error!("vm-memory-vhost: only Unix is supported, since vhost-user needs Unix sockets");
+
 // # Layers
 //
 // A module imports only from its own line or from lines above it.
@@ -93,7 +97,6 @@
 // ```
 mod channel;
 mod iotlb;
-#[cfg(unix)]
 pub mod log;
 mod message;
 mod table;

@@ -140,5 +140,9 @@ fn system_calls_are_those_of_the_documentation() {
     }
     let table = documented_calls(include_str!("../src/lib.rs"));
     assert_eq!(recorder.undocumented(&table), Vec::<String>::new());
-    assert_eq!(recorder.unused(&table), Vec::<String>::new());
+    // The vDSO reads the clock on most hosts.
+    let of_clock = "log::LogBitmap::replace: clock_gettime";
+    let unused = recorder.unused(&table).into_iter();
+    let unused: Vec<_> = unused.filter(|call| call != of_clock).collect();
+    assert_eq!(unused, Vec::<String>::new());
 }
