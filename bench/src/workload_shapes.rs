@@ -24,7 +24,7 @@ pub fn pages_in(len: usize) -> Addresses {
 pub struct Dirty {
     /// The number of bytes that the bitmap covers.
     pub len: usize,
-    /// One page in this number of pages is dirty; none if it is 0.
+    /// The distance between dirty pages, in pages; 0 if none is dirty.
     pub one_in: usize,
 }
 
@@ -56,8 +56,7 @@ const FIRST_IOVA: u64 = 1 << 32;
 #[derive(Debug, Clone, Copy)]
 pub struct Mappings {
     pub count: u64,
-    /// Whether consecutive mappings have targets that are not adjacent, so that no two can be
-    /// merged.
+    /// Whether no two consecutive mappings can be merged, since their targets are not adjacent.
     pub fragmented: bool,
     /// The distance between mappings in pages; more than one leaves holes.
     distance: u64,
@@ -105,9 +104,9 @@ impl Mappings {
         })
     }
 
-    /// Returns the number of addresses. For a large table, their mappings do not fit into the
+    /// Returns the number of addresses. The mappings of those of a large table do not fit into the
     /// caches.
-    fn how_many(&self) -> usize {
+    fn address_count(&self) -> usize {
         if self.count > 100_000 {
             1 << 16
         } else {
@@ -115,12 +114,12 @@ impl Mappings {
         }
     }
 
-    /// Addresses of `len` mapped bytes.
+    /// Returns addresses at which `len` bytes are mapped.
     pub fn addresses(&self, len: usize) -> Addresses {
         let mut random = Random::new();
         let pages = len.div_ceil(PAGE) as u64;
         let within = (pages as usize * PAGE - len) / 8 + 1;
-        Addresses::collect(self.how_many(), |_| {
+        Addresses::collect(self.address_count(), |_| {
             self.iova(random.below(self.count - pages + 1)) + random.below(within as u64) * 8
         })
     }
@@ -128,7 +127,7 @@ impl Mappings {
     /// Returns unmapped addresses: in the holes, or after a single mapping.
     pub fn holes(&self) -> Addresses {
         let mut random = Random::new();
-        Addresses::collect(self.how_many(), |_| {
+        Addresses::collect(self.address_count(), |_| {
             self.iova(random.below(self.count)) + PAGE as u64 + random.below(PAGE as u64 / 8) * 8
         })
     }

@@ -84,8 +84,8 @@ use std::collections::TryReserveError;
 
 use super::sync::{fence, try_words, AtomicU64, Ordering, Pairs};
 use crate::bits::{
-    bits_between, each_bit, mask, position, summary_slot, words_of, LINE_BITS, LINE_WORDS,
-    SUMMARY_BITS, SUMMARY_WORDS, WORD_BITS,
+    bit_number, bits_between, each_bit, mask, position, summary_slot, words_of, LINE_BITS,
+    LINE_WORDS, SUMMARY_BITS, SUMMARY_WORDS, WORD_BITS,
 };
 
 /// The minimum number of words for which there is a summary. Without one, marks are cheaper, and a
@@ -346,8 +346,7 @@ impl Marks {
                 for (word, bits) in words_of(inside) {
                     let found = self.words.get(word);
                     let found = found.map_or(0, |word| word.load(Ordering::Relaxed) & bits);
-                    let found = usize::try_from(found.count_ones()).unwrap_or(0);
-                    count = count.saturating_add(found);
+                    count = count.saturating_add(bit_number(found.count_ones()));
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use super::WORD_BITS;
+use super::{bit_number, WORD_BITS};
 
 /// Returns the runs of set bits, as ranges of bit numbers. The words must ascend.
 pub(crate) fn bit_runs<I: Iterator<Item = (usize, u64)>>(words: I) -> BitRuns<I> {
@@ -32,8 +32,9 @@ impl<I: Iterator<Item = (usize, u64)>> BitRuns<I> {
             Some(bit) => !bit.wrapping_sub(1),
             None => 0,
         };
-        let end = usize::try_from(end).unwrap_or(WORD_BITS);
-        self.word.saturating_mul(WORD_BITS).saturating_add(end)
+        self.word
+            .saturating_mul(WORD_BITS)
+            .saturating_add(bit_number(end))
     }
 }
 
@@ -48,7 +49,7 @@ impl<I: Iterator<Item = (usize, u64)>> Iterator for BitRuns<I> {
         let start = self
             .word
             .saturating_mul(WORD_BITS)
-            .saturating_add(usize::try_from(from).unwrap_or(0));
+            .saturating_add(bit_number(from));
         let mut end = self.take_ones(from);
         // A run up to the end of a word may continue in the next one.
         while end.is_multiple_of(WORD_BITS) {

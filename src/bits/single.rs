@@ -1,6 +1,6 @@
 //! Single bits of words.
 
-use super::WORD_BITS;
+use super::{bit_number, WORD_BITS};
 
 /// Returns the position of a bit: the number of its word, and a value with that bit set.
 #[inline(always)]
@@ -20,7 +20,7 @@ pub(crate) fn bits_between(first: u64, last: u64) -> u64 {
 #[inline]
 pub(crate) fn each_bit(mut bits: u64) -> impl Iterator<Item = usize> {
     core::iter::from_fn(move || {
-        let lowest = usize::try_from(bits.trailing_zeros()).ok()?;
+        let lowest = bit_number(bits.trailing_zeros());
         bits = bits.checked_sub(1).map(|less| bits & less)?;
         Some(lowest)
     })

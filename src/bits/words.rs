@@ -5,6 +5,12 @@ use core::ops::Range;
 /// The number of bits in a word.
 pub(crate) const WORD_BITS: usize = 64;
 
+/// Converts the number or the count of bits in a word.
+#[inline]
+pub(crate) fn bit_number(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(WORD_BITS)
+}
+
 /// Returns the bits `first..end` of a word. Either bound may be past the end of the word.
 #[cfg(feature = "backend-bitmap")]
 #[inline]

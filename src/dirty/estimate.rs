@@ -3,7 +3,7 @@
 use super::region::existing_len;
 use super::DirtyMemory;
 use crate::bitmap::{DirtyLog, MS};
-use crate::convert::to_u64;
+use crate::convert::{to_u64, to_usize};
 use crate::guest_memory::GuestMemoryBackend;
 use crate::region::GuestMemoryRegion;
 
@@ -46,7 +46,7 @@ impl DirtyMemory {
         for<'a> MS<'a, M>: DirtyLog,
     {
         let marked = |region: &M::R| {
-            let len = usize::try_from(existing_len(region)).unwrap_or(usize::MAX);
+            let len = to_usize(existing_len(region));
             to_u64(region.bitmap().estimate(len))
         };
         memory.iter().map(marked).fold(0, u64::saturating_add)

@@ -7,7 +7,7 @@ use crate::bitmap::{log_ranges, skip_words};
 #[cfg(feature = "iommu")]
 use crate::bits::bit_runs;
 use crate::bits::WORD_BITS;
-use crate::convert::to_u64;
+use crate::convert::{to_u64, to_usize};
 use crate::guest_memory::GuestAddress;
 use crate::page_size::host_page_size;
 
@@ -118,7 +118,7 @@ impl<'a> LogWords<'a> {
         let before = start.0.saturating_sub(self.start.0);
         let inside = self.start.0.saturating_sub(start.0);
         let (skipped, words) = skip_words(before, self.words, self.page_size);
-        let offset = usize::try_from(inside).unwrap_or(usize::MAX);
+        let offset = to_usize(inside);
         log_ranges(skipped, offset, words, self.page_size, len)
     }
 }

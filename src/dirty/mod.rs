@@ -66,7 +66,7 @@ use std::alloc::{handle_alloc_error, Layout};
 use std::collections::TryReserveError;
 
 use crate::bitmap::{DirtyLog, DirtyPages, MS};
-use crate::convert::to_u64;
+use crate::convert::{to_u64, to_usize};
 use crate::guest_memory::{GuestAddress, GuestMemoryBackend};
 use crate::region::GuestMemoryRegion;
 use region::{existing_len, DirtyRegion};
@@ -449,9 +449,7 @@ impl DirtyMemory {
         for<'a> MS<'a, M>: DirtyLog,
     {
         for region in memory.iter() {
-            let Ok(len) = usize::try_from(existing_len(region)) else {
-                continue;
-            };
+            let len = to_usize(existing_len(region));
             let (start, log) = (region.start_addr(), region.bitmap());
             log.put_back(&mut self.ranges_in(start, len));
         }
@@ -494,11 +492,10 @@ impl DirtyMemory {
         for<'a> MS<'a, M>: DirtyLog,
     {
         for region in memory.iter() {
-            if let Ok(len) = usize::try_from(existing_len(region)) {
-                region
-                    .bitmap()
-                    .put_back(&mut log.ranges_in(region.start_addr(), len));
-            }
+            let len = to_usize(existing_len(region));
+            region
+                .bitmap()
+                .put_back(&mut log.ranges_in(region.start_addr(), len));
         }
     }
 

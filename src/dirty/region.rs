@@ -121,11 +121,9 @@ impl DirtyRegion {
         LOGS_ADDED.set(LOGS_ADDED.get().saturating_add(1));
         // The log begins inside the region or before it.
         match log.start.0.checked_sub(self.start.0) {
-            Some(offset) => {
-                if let Ok(offset) = usize::try_from(offset) {
-                    self.pages.add_words(offset, log.words, log.page_size);
-                }
-            }
+            Some(offset) => self
+                .pages
+                .add_words(to_usize(offset), log.words, log.page_size),
             None => {
                 let before = self.start.0.saturating_sub(log.start.0);
                 self.pages
@@ -220,10 +218,7 @@ pub(super) fn existing_len<R: GuestMemoryRegion>(region: &R) -> u64 {
 ///
 /// A region that is not RAM may be of any length. It takes no bits, unless its log has some.
 fn tracked_bytes<R: GuestMemoryRegion>(region: &R, log: &dyn DirtyLog) -> usize {
-    // A region whose length does not fit has no mapping in this process.
-    let Ok(len) = usize::try_from(existing_len(region)) else {
-        return 0;
-    };
+    let len = to_usize(existing_len(region));
     let host = region.get_slice(MemoryRegionAddress(0), 0);
     let is_ram = !matches!(host, Err(Error::HostAddressNotAvailable));
     // No mapping is longer than `isize::MAX`, whatever the region of another crate claims.

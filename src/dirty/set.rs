@@ -5,7 +5,7 @@ use core::ops::Range;
 
 use super::region::DirtyRegion;
 use super::{reached, DirtyMemory};
-use crate::convert::to_u64;
+use crate::convert::{to_u64, to_usize};
 use crate::guest_memory::GuestAddress;
 
 impl DirtyMemory {
@@ -257,10 +257,8 @@ impl DirtyMemory {
     ) -> impl Iterator<Item = Range<usize>> + '_ {
         let first = self.regions.partition_point(|known| known.last() < start.0);
         let regions = self.regions.get(first..).unwrap_or_default().iter();
-        let reached = regions.take_while(move |known| {
-            let offset = usize::try_from(known.start.0.saturating_sub(start.0));
-            offset.is_ok_and(|offset| offset < len)
-        });
+        let reached =
+            regions.take_while(move |known| to_usize(known.start.0.saturating_sub(start.0)) < len);
         reached.flat_map(move |known| known.ranges_in(start, len))
     }
 

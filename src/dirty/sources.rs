@@ -54,8 +54,8 @@ impl DirtyMemory {
         let mut pages = self.distribution();
         let mut outside = 0u64;
         for (slot, offset) in entries {
-            let first = offset.checked_mul(size);
-            let first = first.and_then(|offset| slot.0.checked_add(offset));
+            let offset = offset.checked_mul(size);
+            let first = offset.and_then(|bytes| slot.0.checked_add(bytes));
             let is_inside = first.is_some_and(|first| {
                 let last = first.saturating_add(size.saturating_sub(1));
                 pages.add(first, last) < size

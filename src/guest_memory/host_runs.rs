@@ -2,6 +2,7 @@
 
 use super::{Error, GuestAddress, GuestMemorySliceIterator, Result};
 use crate::bitmap::BitmapSlice;
+use crate::convert::to_u64;
 use crate::volatile_memory::VolatileSlice;
 
 /// A range of guest memory that is one run of host memory. It may span several regions.
@@ -63,7 +64,7 @@ pub(super) fn host_runs<'a, B: BitmapSlice>(
             .is_some()
         {}
         // Wraps only after the last run of a range that ends at 2^64.
-        let len = u64::try_from(run.len).unwrap_or(u64::MAX);
+        let len = to_u64(run.len);
         next = GuestAddress(next.0.wrapping_add(len));
         Some(Ok(run))
     })

@@ -265,8 +265,8 @@ impl<S: MappingSource> Shared<S> {
                 return Err(self.refuse(fails, iova, length, access));
             }
             let cannot = |what: fmt::Arguments<'_>| {
-                let missing = fails.misses.first();
-                let missing = missing.map_or_else(String::new, IovaRange::to_string);
+                let first = fails.misses.first();
+                let missing = first.map_or_else(String::new, IovaRange::to_string);
                 Error::CannotResolve {
                     iova_range: IovaRange { base: iova, length },
                     reason: format!("{missing} {what}"),
@@ -275,8 +275,8 @@ impl<S: MappingSource> Shared<S> {
             if is_closed() {
                 return Err(cannot(format_args!("{SOURCE_IS_CLOSED}")));
             }
-            let missing = fails.misses.iter().map(|miss| miss.length);
-            let missing = missing.fold(0, usize::saturating_add);
+            let lengths = fails.misses.iter().map(|miss| miss.length);
+            let missing = lengths.fold(0, usize::saturating_add);
             if is_late && missing >= requested {
                 let timeout = self.timeout;
                 return Err(cannot(format_args!("{NONE_ARRIVED} {timeout:?}")));

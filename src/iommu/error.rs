@@ -9,6 +9,7 @@ use super::iotlb::TRIES;
 use super::kind::{
     DOES_NOT_PERMIT, HAS_LOST, IS_NOT_MAPPED, NEEDS_MORE, NO_MAPPING, PASSES_THE_END,
 };
+use crate::convert::to_u64;
 use crate::guest_memory::{GuestAddress, Permissions};
 
 /// The reason why a range is not translated.
@@ -136,7 +137,7 @@ pub struct IotlbFails {
 impl IovaRange {
     /// Returns whether the last address is past the end of the address space.
     pub(super) fn passes_the_end(&self) -> bool {
-        let more = u64::try_from(self.length.saturating_sub(1)).unwrap_or(u64::MAX);
+        let more = to_u64(self.length.saturating_sub(1));
         self.base.0.checked_add(more).is_none()
     }
 }

@@ -4,6 +4,7 @@ use core::marker::PhantomData;
 
 use super::{Error, Iommu, IommuMemory};
 use crate::bitmap::{Bitmap, BS, MS};
+use crate::convert::to_usize;
 use crate::guest_memory::{GuestAddress, GuestMemoryBackend};
 use crate::region::GuestMemoryRegion;
 use crate::volatile_memory::VolatileSlice;
@@ -169,7 +170,7 @@ impl<M: GuestMemoryBackend, I: Iommu, B: Bitmap> IommuMemory<M, I, ByGuestAddres
 #[inline]
 pub(super) fn bitmap_at<B: Bitmap>(bitmap: &B, iova: GuestAddress) -> BS<'_, B> {
     // An address that `usize` cannot express is not tracked: `check_marks` has refused the write.
-    bitmap.slice_at(usize::try_from(iova.0).unwrap_or(usize::MAX))
+    bitmap.slice_at(to_usize(iova.0))
 }
 
 /// Checks that a bitmap by I/O virtual address keeps the marks of a range.

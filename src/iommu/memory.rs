@@ -8,6 +8,7 @@ use super::marking::{bitmap_at, check_marks, BitmapOf};
 use super::slices::IommuMemorySliceIterator;
 use super::{widest, ByIova, Error, Iommu, IotlbIterator, Marking};
 use crate::bitmap::BS;
+use crate::convert::to_u64;
 use crate::guest_memory::{
     Error as GuestMemoryError, GuestAddress, GuestMemory, GuestMemoryBackend,
     GuestMemorySliceIterator, Permissions, Refusal, Result, TranslationHold,
@@ -202,7 +203,7 @@ impl<M: GuestMemoryBackend, I: Iommu, K: Marking<M>> IommuMemory<M, I, K> {
         access: Permissions,
     ) -> core::result::Result<IotlbIterator<I::IotlbGuard<'_>>, Error> {
         // Checked first: an IOMMU that asks its front end for missing mappings would never get one.
-        let more = u64::try_from(count.saturating_sub(1)).unwrap_or(u64::MAX);
+        let more = to_u64(count.saturating_sub(1));
         if iova.0.checked_add(more).is_none() {
             return Err(passes_the_end(iova, count));
         }

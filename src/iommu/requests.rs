@@ -170,6 +170,7 @@ mod tests {
         assert!(!requests.resolve(0, u64::MAX - 0x1000, BOTH));
         assert!(requests.resolve(u64::MAX, u64::MAX, BOTH));
     }
+
     #[test]
     fn resolve_of_page_removes_requests_that_mapping_permits_or_all() {
         let mut requests = Requests::default();

@@ -6,6 +6,7 @@ use std::iter::FusedIterator;
 use super::marking::bitmap_at;
 use super::{ByIova, Error, Iommu, IotlbIterator, IovaRange, Marking};
 use crate::bitmap::BS;
+use crate::convert::to_u64;
 use crate::guest_memory::{
     Error as GuestMemoryError, GuestAddress, GuestMemoryBackend, GuestMemoryBackendSliceIterator,
     GuestMemorySliceIterator, Permissions, Result,
@@ -71,7 +72,7 @@ impl<'a, M: GuestMemoryBackend, I: Iommu, K: Marking<M>> IommuMemorySliceIterato
         loop {
             if let Some(slice) = self.physical.as_mut().and_then(Iterator::next) {
                 let (slice, addr) = (slice?, self.addr);
-                let len = u64::try_from(slice.len()).unwrap_or(u64::MAX);
+                let len = to_u64(slice.len());
                 // Wraps only after the last slice of a range that ends at 2^64.
                 self.addr = GuestAddress(addr.0.wrapping_add(len));
                 self.left = self.left.saturating_sub(slice.len());

@@ -31,7 +31,7 @@ fn slice_for<R: GuestMemoryRegion>(
         return Err(Error::HostAddressNotAvailable);
     }
     match region.as_volatile_slice() {
-        Ok(whole) => Ok((whole, index(addr)?)),
+        Ok(whole) => Ok((whole, to_usize(addr.0))),
         Err(error) => slice_of_part(region, addr, count, error),
     }
 }
@@ -64,12 +64,6 @@ fn slice_of_part<R: GuestMemoryRegion>(
         0 if wanted != 0 => Err(Error::HostAddressNotAvailable),
         reachable => Ok((region.get_slice(addr, reachable.min(wanted))?, 0)),
     }
-}
-
-/// Converts a region address to an index. An address that does not fit is past every slice.
-#[inline]
-fn index(addr: MemoryRegionAddress) -> Result<usize> {
-    usize::try_from(addr.0).map_err(|_| Error::InvalidBackendAddress)
 }
 
 /// Accesses by offset in the region. Writes are marked in the region's dirty bitmap.

@@ -3,6 +3,8 @@
 use std::io::{Error, Result};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use crate::convert::to_u64;
+
 /// The maximum number of vectors that the kernel accepts in one call.
 ///
 /// It is `UIO_MAXIOV` of Linux (`include/uapi/linux/uio.h`), and `IOV_MAX` of readv(2).
@@ -35,9 +37,9 @@ impl FilePosition {
         match self {
             FilePosition::Current => FilePosition::Current,
             // `call` refuses an offset that is larger than any file.
-            FilePosition::Offset(offset) => FilePosition::Offset(
-                offset.saturating_add(u64::try_from(moved).unwrap_or(u64::MAX)),
-            ),
+            FilePosition::Offset(offset) => {
+                FilePosition::Offset(offset.saturating_add(to_u64(moved)))
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ thread_local! {
 /// The `#[global_allocator]` of this program.
 pub(crate) struct Counting;
 
-/// The allocations of this thread.
+/// The allocations that a thread made during a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
     /// The number of allocations.
@@ -24,11 +24,11 @@ pub(crate) struct Taken {
     pub(crate) not_zeroed: usize,
 }
 
-/// Runs `of`, and returns the allocations of this thread during it, and its result.
-pub(crate) fn taken_by<T>(of: impl FnOnce() -> T) -> (Taken, T) {
+/// Runs `work`. Returns the allocations that this thread made meanwhile, and the result.
+pub(crate) fn taken_by<T>(work: impl FnOnce() -> T) -> (Taken, T) {
     let (allocations, bytes) = (ALLOCATIONS.get(), BYTES.get());
     let not_zeroed = NOT_ZEROED.get();
-    let outcome = of();
+    let outcome = work();
     let taken = Taken {
         allocations: ALLOCATIONS.get() - allocations,
         bytes: BYTES.get() - bytes,

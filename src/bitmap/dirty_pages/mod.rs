@@ -10,8 +10,8 @@ use std::collections::TryReserveError;
 
 use super::external_log::{log_ranges, skip_words};
 use crate::bits::{
-    bit_runs, each_bit, mask, position, summary_slot, words_of, BitRuns, LINE_WORDS, SUMMARY_WORDS,
-    WORD_BITS,
+    bit_number, bit_runs, each_bit, mask, position, summary_slot, words_of, BitRuns, LINE_WORDS,
+    SUMMARY_WORDS, WORD_BITS,
 };
 use crate::zeroed::try_zeroed;
 
@@ -118,7 +118,7 @@ impl DirtyPages {
     /// Returns the number of dirty pages.
     pub fn total_pages(&self) -> usize {
         self.dirty_words()
-            .map(|(_, bits)| usize::try_from(bits.count_ones()).unwrap_or(0))
+            .map(|(_, bits)| bit_number(bits.count_ones()))
             .fold(0, usize::saturating_add)
     }
 
@@ -424,7 +424,7 @@ impl Iterator for DirtyWords<'_> {
                 self.slot = self.slot.saturating_add(1);
                 self.lines = *self.pages.summary.get(self.slot)?;
             }
-            let line = usize::try_from(self.lines.trailing_zeros()).unwrap_or(0);
+            let line = bit_number(self.lines.trailing_zeros());
             self.lines &= self.lines.wrapping_sub(1);
             let first = self
                 .slot

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use super::{Iotlb, IovaMapping, Priority, Span};
+use crate::convert::to_u64;
 
 impl Iotlb {
     /// Limits the number of mappings. `None`, the default, permits any number.
@@ -72,7 +73,7 @@ impl Iotlb {
         self.observed = self.priority.is_some() || self.counters.is_some();
         if let Some(bound) = bound {
             let evictions = self.mappings.keep_newest(bound.get());
-            let evictions = u64::try_from(evictions).unwrap_or(u64::MAX);
+            let evictions = to_u64(evictions);
             self.evictions = self.evictions.wrapping_add(evictions);
         }
         self.evicted = None;
@@ -86,7 +87,7 @@ impl Iotlb {
     /// Returns whether a new mapping shows that the evicted one may have changed.
     ///
     /// The new one then overlaps it, or replaces another mapping.
-    pub(super) fn makes_doubtful(&self, evicted: &IovaMapping, new: &IovaMapping) -> bool {
+    pub(super) fn outdates_evicted(&self, evicted: &IovaMapping, new: &IovaMapping) -> bool {
         if evicted.start <= new.last && new.start <= evicted.last {
             return true;
         }

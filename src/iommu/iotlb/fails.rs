@@ -5,6 +5,7 @@ use super::super::mapping_table::count_steps;
 use super::super::{IotlbFails, IovaRange};
 use super::priority::Verdict;
 use super::{Iotlb, IovaMapping, Position, Span};
+use crate::convert::{to_u64, to_usize};
 use crate::guest_memory::{GuestAddress, Permissions};
 
 /// Returns the range from a first to a last address.
@@ -12,13 +13,13 @@ fn range_of(first: u64, last: u64) -> IovaRange {
     let length = last.wrapping_sub(first).saturating_add(1);
     IovaRange {
         base: GuestAddress(first),
-        length: usize::try_from(length).unwrap_or(usize::MAX),
+        length: to_usize(length),
     }
 }
 
 /// Returns the outcome of a lookup of a range that passes the end of the address space.
 #[cold]
-pub(super) fn passes_as_a_whole(base: GuestAddress, length: usize) -> IotlbFails {
+pub(super) fn fails_past_the_end(base: GuestAddress, length: usize) -> IotlbFails {
     IotlbFails {
         misses: Vec::new(),
         access_fails: vec![IovaRange { base, length }],
@@ -60,7 +61,7 @@ impl Iotlb {
         loop {
             if let (Some(from), Some(leaf)) = (next, mappings.whole_leaf_at(position, last)) {
                 if leaf.covers(from, access) {
-                    // Nothing of the leaf fails.
+                    // No mapping of the leaf fails.
                     position = leaf.next();
                     next = leaf.last().checked_add(1);
                     continue;
@@ -86,14 +87,14 @@ impl Iotlb {
             misses.push(range_of(from, last));
         }
         if refused_by_bound {
-            self.end(Span { first, last });
+            self.record_end(Span { first, last });
             return IotlbFails::refused(Refusal::NeedsMore, misses, access_fails);
         }
         self.limit_tries(first, last, misses, access_fails)
     }
 
-    /// Records that the failure of the lookup of a range is final, so that its loop ends.
-    fn end(&self, range: Span) {
+    /// Records that a failed lookup is final, so that its caller does not repeat it.
+    fn record_end(&self, range: Span) {
         if let Some(priority) = &self.priority {
             priority.ended(range);
         }
@@ -109,11 +110,11 @@ impl Iotlb {
         access_fails: Vec<IovaRange>,
     ) -> IotlbFails {
         if misses.is_empty() {
-            self.end(Span { first, last });
+            self.record_end(Span { first, last });
         } else if let Some(priority) = &self.priority {
-            let missing = misses.iter().fold(0u64, |sum, range| {
-                sum.saturating_add(u64::try_from(range.length).unwrap_or(u64::MAX))
-            });
+            let missing = misses
+                .iter()
+                .fold(0u64, |sum, range| sum.saturating_add(to_u64(range.length)));
             match priority.failed(Span { first, last }, missing) {
                 Verdict::Refuse => {
                     return IotlbFails::refused(Refusal::TriesSpent, misses, access_fails);
@@ -137,8 +138,8 @@ impl Iotlb {
     /// Nothing was invalidated or replaced since `self.evicted` was evicted. So the guest's table
     /// still has this mapping, and all cached ones. The function counts those of the range, in the
     /// order of their addresses. Two successive ones that do not continue each other are two
-    /// mappings. Two that do may be one, since the hole between them may be mapped to join them. So
-    /// the count is a lower bound of the mappings of the range.
+    /// mappings. Two that do may become one: a mapping of the hole between them joins them. So the
+    /// count is a lower bound of the mappings of the range.
     pub(super) fn needs_more_than_bound(
         &self,
         mut position: Position,

@@ -5,6 +5,7 @@ use std::ops::Deref;
 
 use super::super::MappedRange;
 use super::{Iotlb, IovaMapping, Position};
+use crate::convert::to_usize;
 use crate::guest_memory::{GuestAddress, Permissions};
 
 /// An iterator over the guest physical ranges that a range of I/O virtual addresses is mapped to.
@@ -83,7 +84,7 @@ impl<D: Deref<Target = Iotlb>> Iterator for IotlbIterator<D> {
         };
         let base = GuestAddress(self.next.wrapping_add(mapping.offset));
         // One less than the length, which may be 2^64.
-        let more_here = usize::try_from(mapping.last.wrapping_sub(self.next)).unwrap_or(usize::MAX);
+        let more_here = to_usize(mapping.last.wrapping_sub(self.next));
         if more <= more_here {
             let length = self.left;
             self.left = 0;

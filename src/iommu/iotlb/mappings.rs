@@ -274,7 +274,7 @@ impl Iotlb {
         permissions: Permissions,
     ) -> Result<NewMapping, MapError> {
         let range = span_of(range).ok_or(MapError::Empty)?;
-        let wanted = self.mapping_arrives(range);
+        let wanted = self.record_mapping(range);
         let more = range.last.saturating_sub(range.first);
         if target.0.checked_add(more).is_none() {
             return Err(MapError::TargetPastTheEnd { target });

@@ -293,7 +293,7 @@ impl Iotlb {
     ) -> Result<Option<NewMapping>, Error> {
         // A mapping of 0 addresses arrives like one of a single address.
         let range = span_at(iova, length.max(1)).unwrap_or(Span { first: 0, last: 0 });
-        let wanted = self.mapping_arrives(range);
+        let wanted = self.record_mapping(range);
         if length == 0 {
             return Ok(None);
         }
@@ -313,8 +313,8 @@ impl Iotlb {
 
     /// Records that a range will be mapped. Returns the range that has priority.
     #[inline]
-    pub(super) fn mapping_arrives(&self, range: Span) -> Option<Span> {
-        self.priority.as_ref()?.mapping_arrives(range)
+    pub(super) fn record_mapping(&self, range: Span) -> Option<Span> {
+        self.priority.as_ref()?.record_mapping(range)
     }
 
     /// Sets a mapping, and replaces existing mappings of its addresses.
@@ -330,7 +330,7 @@ impl Iotlb {
         let new = IovaMapping::new(first, last, target.0.wrapping_sub(first), perm, age);
         if self
             .evicted
-            .is_some_and(|evicted| self.makes_doubtful(&evicted, &new))
+            .is_some_and(|evicted| self.outdates_evicted(&evicted, &new))
         {
             self.evicted = None;
         }
@@ -458,7 +458,7 @@ impl Iotlb {
                 let position = Position::default();
                 return Ok(IotlbIterator::new(tlb, iova, length, position, access));
             }
-            return Err(error(fails::passes_as_a_whole(iova, length)));
+            return Err(error(fails::fails_past_the_end(iova, length)));
         };
         let before = tlb.mappings.last_at_or_before(iova.0);
         if let Some((position, mapping)) = before {

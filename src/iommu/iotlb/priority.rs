@@ -144,7 +144,7 @@ impl Priority {
     /// Records that a range will be mapped.
     ///
     /// Returns the range whose mappings are evicted last.
-    pub(super) fn mapping_arrives(&self, range: Span) -> Option<Span> {
+    pub(super) fn record_mapping(&self, range: Span) -> Option<Span> {
         if self.key.load(Ordering::Relaxed) == 0 {
             return None;
         }

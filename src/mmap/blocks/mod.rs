@@ -8,7 +8,7 @@ use core::ops::{Deref, Range};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::bits::{bit_runs, words_of, WORD_BITS};
+use crate::bits::{bit_number, bit_runs, words_of, WORD_BITS};
 use crate::zeroed::try_zeroed;
 
 /// The plugged blocks of a mapping: one bit per block, changed while devices run.
@@ -271,7 +271,7 @@ impl PluggedBlocks {
 
 /// Returns the number of bits that are set.
 fn ones(bits: u64) -> usize {
-    usize::try_from(bits.count_ones()).unwrap_or(0)
+    bit_number(bits.count_ones())
 }
 
 impl BlockStates {
@@ -315,7 +315,7 @@ impl BlockStates {
             .numbered_words_in(offset, count)
             .find_map(|(number, word, mask)| {
                 let missing = mask & !word.load(Ordering::Acquire);
-                let bit = usize::try_from(missing.trailing_zeros()).ok()?;
+                let bit = bit_number(missing.trailing_zeros());
                 (missing != 0).then(|| number.saturating_mul(WORD_BITS).saturating_add(bit))
             });
         let end = match gap {

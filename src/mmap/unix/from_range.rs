@@ -46,8 +46,10 @@ impl<B: NewBitmap> MmapRegion<B> {
     ///
     /// After an error, nothing stays mapped.
     pub fn from_range(range: MmapRange) -> Result<Self> {
-        let xen_flags = MmapXenFlags::from_bits(range.xen_flags).filter(MmapXenFlags::is_valid);
-        let xen_flags = xen_flags.ok_or(MmapRegionError::MmapFlags(range.xen_flags))?;
+        let known_flags = MmapXenFlags::from_bits(range.xen_flags);
+        let xen_flags = known_flags
+            .filter(MmapXenFlags::is_valid)
+            .ok_or(MmapRegionError::MmapFlags(range.xen_flags))?;
         let xen = XenKind {
             flags: xen_flags.bits(),
             data: range.xen_data,
@@ -77,8 +79,10 @@ impl<B: NewBitmap> MmapRegion<B> {
 
     fn from_xen_range(range: MmapRange, xen_flags: MmapXenFlags) -> Result<Self> {
         let (prot, flags) = protection_and_flags(&range);
-        let file_offset = range.file_offset.as_ref();
-        let file_offset = file_offset.ok_or(MmapRegionError::InvalidFileOffset)?;
+        let file_offset = range
+            .file_offset
+            .as_ref()
+            .ok_or(MmapRegionError::InvalidFileOffset)?;
         if file_offset.start() != 0 {
             return Err(MmapRegionError::InvalidOffsetLength);
         }

@@ -4,6 +4,7 @@ use std::os::fd::AsRawFd;
 
 use super::Result;
 use crate::bitmap::{Bitmap, NewBitmap};
+use crate::convert::to_u64;
 use crate::guest_memory::FileOffset;
 use crate::mmap::{MmapRegion, MmapRegionBuilder};
 
@@ -149,9 +150,7 @@ impl<B: Bitmap> MmapRegion<B> {
             return false;
         };
         let end = |file_offset: &FileOffset, size: usize| {
-            file_offset
-                .start()
-                .saturating_add(u64::try_from(size).unwrap_or(u64::MAX))
+            file_offset.start().saturating_add(to_u64(size))
         };
         mine.file().as_raw_fd() == others.file().as_raw_fd()
             && mine.start() < end(others, other.size())

@@ -326,8 +326,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// Returns the vectors in an array whose address stays the same when `self` is moved.
     ///
     /// The address, or the vectors there, change when ranges are added, removed, completed or split
-    /// off. After this call, a buffer for
-    /// writing counts as written: see [Dirty tracking](IoBuffer#dirty-tracking).
+    /// off. After this call, a buffer for writing counts as written: see
+    /// [Dirty tracking](IoBuffer#dirty-tracking).
     ///
     /// # Examples
     ///

@@ -178,12 +178,14 @@ impl Arena {
     /// [`new`](Self::new). The reservation temporarily takes `alignment` more bytes of addresses.
     pub fn with_alignment(size: u64, alignment: u64) -> Result<Self, ArenaError> {
         let (offset, len) = (0, size);
-        let align = usize::try_from(alignment.max(sys::huge_page_size())).ok();
-        let align = align.filter(|_| alignment.is_power_of_two());
-        let align = align.ok_or(ArenaError::Alignment { alignment })?;
-        let whole = usize::try_from(size).ok();
-        let whole = whole.filter(|size| *size != 0 && size.is_multiple_of(sys::page_size()));
-        let whole = whole.ok_or(ArenaError::Range { offset, len, size })?;
+        let align = usize::try_from(alignment.max(sys::huge_page_size()))
+            .ok()
+            .filter(|_| alignment.is_power_of_two())
+            .ok_or(ArenaError::Alignment { alignment })?;
+        let whole = usize::try_from(size)
+            .ok()
+            .filter(|size| *size != 0 && size.is_multiple_of(sys::page_size()))
+            .ok_or(ArenaError::Range { offset, len, size })?;
         read_vma_limit(&HostResources::current());
         let mut vmas = VmaBudget::default();
         if !vmas.try_take(VMAS_OF_EMPTY) {

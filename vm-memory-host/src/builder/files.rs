@@ -96,12 +96,13 @@ fn create_memfd(
     offset: u64,
 ) -> Result<OpenedBacking, BuildError> {
     let name = region.options.name.as_deref().unwrap_or("guest-ram");
-    let len = offset.checked_add(region.size);
-    let len = len.filter(|len| *len <= MAX_FILE_LENGTH);
-    let len = len.ok_or(BuildError::FileOffset {
-        region: region.span(),
-        offset,
-    })?;
+    let len = offset
+        .checked_add(region.size)
+        .filter(|len| *len <= MAX_FILE_LENGTH)
+        .ok_or(BuildError::FileOffset {
+            region: region.span(),
+            offset,
+        })?;
     let refused = |source: io::Error| {
         let error = source.raw_os_error();
         if let (Some(page_size), Some(libc::ENODEV | libc::ENOSYS)) = (huge, error) {

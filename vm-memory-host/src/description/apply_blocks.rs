@@ -114,14 +114,14 @@ impl Description {
         M::R: HostMapped,
     {
         self.check()?;
-        let described = self.regions.iter();
-        let described = described.filter_map(|one| Some((one.span, one.blocks.as_ref()?)));
-        let regions = described.map(|(region, described)| {
-            let states = states(memory, region, described);
-            let states = states.ok_or(DescriptionError::OtherBlocks { region })?;
+        let all = self.regions.iter();
+        let with_blocks = all.filter_map(|one| Some((one.span, one.blocks.as_ref()?)));
+        let found = with_blocks.map(|(region, described)| {
+            let states = states(memory, region, described)
+                .ok_or(DescriptionError::OtherBlocks { region })?;
             Ok((region, &described.plugged, states))
         });
-        let regions: Vec<_> = regions.collect::<Result<_, DescriptionError>>()?;
+        let regions: Vec<_> = found.collect::<Result<_, DescriptionError>>()?;
         // Unplugging returns huge pages, which other blocks may need.
         for (region, plugged, states) in &regions {
             for (offset, len) in superfluous(states, plugged) {
