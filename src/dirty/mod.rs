@@ -31,8 +31,9 @@
 //!    has zeroes there. `vm_memory_host::content` returns the other ranges: add them with
 //!    [`DirtyMemory::insert_range`]. Without it, use [`DirtyMemory::insert_all`].
 //! 3. Harvest the dirty pages and the logs ([`DirtyMemory::harvest_with`]), and send the pages. If
-//!    sending fails, put them back. The destination discards the dirty pages that cannot be read:
-//!    those of unplugged blocks. [`DirtyMemory::take_zero_pages`] finds pages that need no bytes.
+//!    sending fails, put them back. The destination zeroes the dirty pages that cannot be read
+//!    (`vm_memory_host::zero_range`): those of unplugged blocks.
+//!    [`DirtyMemory::take_zero_pages`] finds pages that need no bytes.
 //!    Repeat this step until few bytes are left. [`DirtyMemory::total_bytes`] counts them after a
 //!    harvest. [`DirtyMemory::estimate`] counts them between harvests, without the logs of KVM and
 //!    of other components.
@@ -366,8 +367,8 @@ impl DirtyMemory {
     ///
     /// They are in [unplugged blocks](crate::mmap::PluggedBlocks), or in regions that do not
     /// [permit](GuestMemoryRegion::allowed_access) reads. A block that is plugged again reads as
-    /// zeroes until it is written. So tell the destination to discard these ranges: it must not
-    /// keep the old bytes.
+    /// zeroes until it is written. So tell the destination to zero these ranges
+    /// (`vm_memory_host::zero_range`): it must not keep the old bytes.
     ///
     /// # Examples
     ///

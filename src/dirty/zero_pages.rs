@@ -8,9 +8,10 @@ impl DirtyMemory {
     /// Removes the pages that contain only zeroes, and returns them as a set of their own.
     ///
     /// A migration sends the [`runs`](Self::runs) of the returned set as ranges without bytes. The
-    /// destination discards them (`vm_memory_host::discard`), or fills them with zeroes. They must
-    /// not be left out: the destination may have older bytes. If sending fails, put both sets
-    /// back.
+    /// destination zeroes them by `vm_memory_host::zero_range`, which discards whole pages. For
+    /// memory of another builder, use [`get_slices`](crate::GuestMemory::get_slices) and
+    /// [`fill_with_byte`](crate::VolatileSlice::fill_with_byte), as below. The ranges must not be
+    /// left out: the destination may have older bytes. If sending fails, put both sets back.
     ///
     /// Call it after a harvest of `memory`, whose dirty pages are then read. A page that is written
     /// later is marked again, so the next harvest finds it. A page that cannot be read as a whole
@@ -26,7 +27,7 @@ impl DirtyMemory {
     /// # #[cfg(feature = "backend-mmap")] {
     /// use vm_memory::bitmap::AtomicBitmap;
     /// use vm_memory::dirty::DirtyMemory;
-    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
     ///
     /// let memory: GuestMemoryMmap<AtomicBitmap> =
     ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x8000)])?;
@@ -37,8 +38,19 @@ impl DirtyMemory {
     ///
     /// let zero = dirty.take_zero_pages(&memory);
     /// assert_eq!(dirty.runs().collect::<Vec<_>>(), [(GuestAddress(0x2000), 0x1000)]);
-    /// let discard: Vec<_> = zero.runs().map(|(start, len)| (start.0, len)).collect();
-    /// assert_eq!(discard, [(0x1000, 0x1000), (0x3000, 0x2000)]);
+    /// let zeroes: Vec<_> = zero.runs().map(|(start, len)| (start.0, len)).collect();
+    /// assert_eq!(zeroes, [(0x1000, 0x1000), (0x3000, 0x2000)]);
+    ///
+    /// // The destination writes zeroes.
+    /// let destination: GuestMemoryMmap =
+    ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x8000)])?;
+    /// destination.write_obj(9u8, GuestAddress(0x3000))?;
+    /// for (start, len) in zero.runs() {
+    ///     for slice in destination.get_slices(start, len, Permissions::Write)? {
+    ///         slice?.fill_with_byte(0)?;
+    ///     }
+    /// }
+    /// assert_eq!(destination.read_obj::<u8>(GuestAddress(0x3000))?, 0);
     ///
     /// // Sending fails.
     /// dirty.put_back(&memory);
@@ -48,7 +60,7 @@ impl DirtyMemory {
     /// ```
     #[doc(alias = "is_zero")]
     #[doc(alias = "buffer_is_zero")]
-    #[must_use = "the destination must discard these pages, which this set no longer has"]
+    #[must_use = "the destination must zero these pages, which this set no longer has"]
     pub fn take_zero_pages<M>(&mut self, memory: &M) -> DirtyMemory
     where
         M: GuestMemoryBackend + ?Sized,

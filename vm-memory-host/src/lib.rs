@@ -36,6 +36,7 @@
 //! | populate pages before the guest starts | [`MemoryBuilder::prefault`], [`prefault()`] | |
 //! | return pages to the system (free page reporting) | [`discard()`] | |
 //! | return pages that a guest lists by number (balloon) | [`discard_pages()`], [`Balloon`] | `balloon` |
+//! | make any range read as zeroes (destination of a migration) | [`zero_range()`] | |
 //! | make blocks accessible and inaccessible (virtio-mem) | [`Region::blocks`], [`plug()`], [`unplug`], [`unplug_all`], [`plug_state`] | `virtio_mem` |
 //! | add and remove whole regions (DIMM hotplug) | [`Region::build`], `GuestMemoryAtomic` of vm-memory, [below](#model) | `hotplug` |
 //! | put regions into a region type of the VMM | [`MemoryBuilder::build_regions`], [`HostMapped`] | |
@@ -162,7 +163,8 @@
 //!   [`MemoryBuilder::build`].
 //! - [`unplug_all`] makes the calls of [`unplug`], and [`Description::apply_blocks`] those of
 //!   [`plug()`] and [`unplug`].
-//! - [`discard_pages()`] and [`Balloon::inflate`] make the calls of [`discard()`].
+//! - [`discard_pages()`], [`Balloon::inflate`] and [`zero_range()`] make the calls of
+//!   [`discard()`].
 //!
 //! # Seccomp filters
 //!
@@ -283,7 +285,7 @@ pub use host::{huge_page_pools, GroupLimit, HostResources, HugePagePool};
 pub use mapping::{provisioned, still_mapped, HostMapped, HostMapping};
 pub use operations::{
     content, discard, discard_pages, plug, plug_state, prefault, residency, unplug, unplug_all,
-    Balloon, Content, DiscardReport, PlugState, Progress, Residency, ResidencyError,
+    zero_range, Balloon, Content, DiscardReport, PlugState, Progress, Residency, ResidencyError,
 };
 pub use region::{
     Backing, BackingKind, Blocks, Lock, NumaPolicy, Options, Region, Sharing, Span,

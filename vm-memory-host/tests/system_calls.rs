@@ -20,8 +20,9 @@ use test_support::{
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, Permissions};
 use vm_memory_host::{
     content, describe, discard, discard_pages, huge_page_pools, plug, plug_state, prefault,
-    residency, still_mapped, unplug, unplug_all, Arena, Backing, Balloon, HostResources, Lock,
-    MemoryBuilder, NumaPolicy, PlugState, Region, TransparentHugePages, Unplugged, SECCOMP_FILTERS,
+    residency, still_mapped, unplug, unplug_all, zero_range, Arena, Backing, Balloon,
+    HostResources, Lock, MemoryBuilder, NumaPolicy, PlugState, Region, TransparentHugePages,
+    Unplugged, SECCOMP_FILTERS,
 };
 
 /// The documentation with the tables.
@@ -110,6 +111,11 @@ fn use_memory(recorder: &mut CallRecorder, region: Region) -> Result<()> {
     memory.write_obj(1u8, first).unwrap();
     let inflate = || Balloon::new().inflate(&memory, 0..1024u32);
     assert_eq!(recorder.run("discard", inflate)?.refused, 0);
+    memory.write_obj(1u8, first).unwrap();
+    let zeroed = recorder.run("discard", || {
+        zero_range(&memory, GuestAddress(1), 2 * HUGE - 1)
+    })?;
+    zeroed.unwrap();
     memory.write_obj(1u8, first).unwrap();
     let usage = recorder.run("residency", || residency(&memory))?;
     usage.unwrap();

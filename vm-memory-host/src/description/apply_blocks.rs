@@ -21,7 +21,7 @@ impl Description {
     /// 2. The destination adds the regions that it lacks ([`missing_from`](Self::missing_from)),
     ///    and applies the description. The source sends a new region as a whole.
     /// 3. The source sends the dirty pages that cannot be read
-    ///    (`DirtyMemory::unreadable_runs`), and the destination [discards](crate::discard()) them.
+    ///    (`DirtyMemory::unreadable_runs`), and the destination [zeroes](crate::zero_range()) them.
     ///    A block that was plugged between the harvest and the description then reads as zeroes.
     /// 4. The source sends the other dirty pages (`DirtyMemory::runs`), and the destination
     ///    writes them. The read of a run fails if one of its blocks is unplugged meanwhile. The run
@@ -43,7 +43,7 @@ impl Description {
     /// use vm_memory::bitmap::AtomicBitmap;
     /// use vm_memory::dirty::DirtyMemory;
     /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-    /// use vm_memory_host::{describe, discard, plug, unplug, MemoryBuilder, Region, Unplugged};
+    /// use vm_memory_host::{describe, plug, unplug, zero_range, MemoryBuilder, Region, Unplugged};
     ///
     /// type Memory = GuestMemoryMmap<AtomicBitmap>;
     /// type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -51,7 +51,7 @@ impl Description {
     /// /// Sends the dirty pages. Those that were not sent stay in the set.
     /// fn send(source: &Memory, dirty: &mut DirtyMemory, destination: &Memory) -> Result<()> {
     ///     for (addr, len) in dirty.unreadable_runs() {
-    ///         discard(destination, addr, u64::try_from(len)?)?;
+    ///         zero_range(destination, addr, u64::try_from(len)?)?;
     ///     }
     ///     let mut buffer = [0; 1 << 16];
     ///     let mut unsent = Vec::new();

@@ -7,6 +7,7 @@
 //! | `discard_pages` | [`discard_pages()`]: returns pages that a guest lists by number |
 //! | `balloon` | [`Balloon`]: collects the pages of larger pages |
 //! | `plug` | [`plug()`], [`unplug`], [`unplug_all`]: make blocks accessible or inaccessible; [`plug_state`] |
+//! | `zero_range` | [`zero_range()`]: makes any range read as zeroes |
 //! | `residency` | [`residency()`]: reports the memory that each region uses |
 //! | `content` | [`content()`]: finds the ranges that have content |
 
@@ -17,6 +18,7 @@ mod discard_pages;
 mod plug;
 mod prefault;
 mod residency;
+mod zero_range;
 
 pub use balloon::Balloon;
 pub use content::{content, Content};
@@ -28,3 +30,4 @@ pub(crate) use prefault::run as prefault_mappings;
 pub use prefault::{prefault, Progress};
 pub(crate) use residency::resident_in_file;
 pub use residency::{residency, Residency, ResidencyError};
+pub use zero_range::zero_range;

@@ -7,9 +7,9 @@ use super::common::*;
 use vm_memory::dirty::DirtyMemory;
 use vm_memory::{Bytes, GuestAddress};
 use vm_memory_host::{
-    describe, discard, plug, unplug, Backing, BackingDescription, BlocksDescription, BuildError,
-    Description, DescriptionError, Descriptors, Lock, MemoryBuilder, NumaPolicy, Region, Sharing,
-    Unplugged,
+    describe, discard, plug, unplug, zero_range, Backing, BackingDescription, BlocksDescription,
+    BuildError, Description, DescriptionError, Descriptors, Lock, MemoryBuilder, NumaPolicy,
+    Region, Sharing, Unplugged,
 };
 
 const START: u64 = 1 << 32;
@@ -423,7 +423,7 @@ fn apply_blocks_makes_blocks_of_destination_equal_and_keeps_their_bytes() {
 /// Sends dirty pages as the documentation of `apply_blocks` says.
 fn send(source: &Memory, dirty: &mut DirtyMemory, destination: &Memory) {
     for (addr, len) in dirty.unreadable_runs() {
-        discard(destination, addr, len as u64).unwrap();
+        zero_range(destination, addr, len as u64).unwrap();
     }
     let mut buffer = vec![0; 4 * HUGE as usize];
     let mut unsent = Vec::new();

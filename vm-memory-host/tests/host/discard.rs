@@ -12,8 +12,8 @@ use super::common::*;
 use test_support::{refuse_calls, skipped, temp_file};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vm_memory_host::{
-    discard, plug, prefault, provisioned, unplug, Backing, ChangeError, Lock, MemoryBuilder,
-    NumaPolicy, Region, Sharing, TransparentHugePages, Unplugged,
+    discard, plug, prefault, provisioned, unplug, zero_range, Backing, ChangeError, Lock,
+    MemoryBuilder, NumaPolicy, Region, Sharing, TransparentHugePages, Unplugged,
 };
 
 const START: u64 = 64 * MIB;
@@ -63,6 +63,80 @@ fn discard_of_each_backing_frees_pages_that_read_as_zeroes() {
         // The pages can be used again.
         fill(&memory, from, len, 0x77);
         assert_eq!(byte_of_page(&memory, from + len - PAGE), Some(0x77));
+    }
+}
+
+#[test]
+fn zero_range_of_each_backing_zeroes_only_its_bytes() {
+    let test = "zero_range_of_each_backing_zeroes_only_its_bytes (hugetlb)";
+    let pages = HugePages::reserve(SIZE / HUGE, test);
+    for (kind, region) in region_of_each_backing(START, SIZE, pages.is_some()) {
+        let memory = build(region).unwrap();
+        let page = memory.iter().next().unwrap();
+        let page = provisioned(page).unwrap().page_size();
+        // Within a page, up to its end, and from the middle of one page to that of another.
+        for (from, len) in [
+            (HUGE + PAGE + 1, 2),
+            (HUGE + PAGE, HUGE - PAGE),
+            (HUGE + 5, 2 * HUGE),
+        ] {
+            fill(&memory, START, 4 * HUGE, 0x5a);
+            let region = memory.iter().next().unwrap();
+            region.get_mmap().bitmap().get_and_reset();
+            let freed = zero_range(&memory, GuestAddress(START + from), len).unwrap();
+            let end = from + len;
+            let whole = (end / page * page).saturating_sub(from.next_multiple_of(page));
+            let expected = if kind == "kept hugetlb" { 0 } else { whole };
+            assert_eq!(freed, expected, "{kind}");
+            let mut found = vec![0; 4 * HUGE as usize];
+            memory.read_slice(&mut found, GuestAddress(START)).unwrap();
+            let (from, end) = (from as usize, end as usize);
+            assert!(found[from..end].iter().all(|byte| *byte == 0), "{kind}");
+            let mut others = found[..from].iter().chain(&found[end..]);
+            assert!(others.all(|byte| *byte == 0x5a), "{kind}");
+            let dirty = region.get_mmap().bitmap().get_and_reset();
+            let dirty: u32 = dirty.iter().map(|word| word.count_ones()).sum();
+            let touched = (end as u64).div_ceil(PAGE) - from as u64 / PAGE;
+            assert_eq!(u64::from(dirty), touched, "{kind}");
+        }
+    }
+}
+
+#[test]
+fn zero_range_over_unplugged_blocks_zeroes_the_others() {
+    for unplugged in [Unplugged::Mapped, Unplugged::Protected] {
+        let region = Region::new(GuestAddress(START), 4 * HUGE);
+        let memory = build(region.blocks(non_zero(HUGE), unplugged)).unwrap();
+        plug(&memory, GuestAddress(START), HUGE).unwrap();
+        plug(&memory, GuestAddress(START + 2 * HUGE), HUGE).unwrap();
+        fill(&memory, START, HUGE, 1);
+        fill(&memory, START + 2 * HUGE, HUGE, 1);
+        // Both ends of each range are parts of pages.
+        for (from, to) in [
+            (1, HUGE + 1),
+            (HUGE + 1, 2 * HUGE + 1),
+            (3 * HUGE + 1, 4 * HUGE - 1),
+        ] {
+            zero_range(&memory, GuestAddress(START + from), to - from).unwrap();
+        }
+        assert_eq!(memory.read_obj::<u16>(GuestAddress(START)).unwrap(), 1);
+        assert_eq!(byte_of_page(&memory, START + PAGE), Some(0));
+        let third = GuestAddress(START + 2 * HUGE);
+        assert_eq!(memory.read_obj::<u16>(third).unwrap(), 0x100);
+    }
+}
+
+#[test]
+fn zero_range_with_hole_or_past_top_changes_nothing() {
+    let memory = build(Region::new(GuestAddress(START), HUGE)).unwrap();
+    fill(&memory, START, HUGE, 1);
+    let error = zero_range(&memory, GuestAddress(START + 1), HUGE).unwrap_err();
+    assert!(matches!(error, ChangeError::Hole { .. }), "{error}");
+    let error = zero_range(&memory, GuestAddress(START + 1), u64::MAX).unwrap_err();
+    assert!(matches!(error, ChangeError::PastTop { .. }), "{error}");
+    assert_eq!(zero_range(&memory, GuestAddress(START + 1), 0).unwrap(), 0);
+    for page in (START..START + HUGE).step_by(PAGE as usize) {
+        assert_eq!(byte_of_page(&memory, page), Some(1));
     }
 }
 
