@@ -40,12 +40,57 @@
 //! 4. Pause the guest and its devices, and wait for their I/O. Harvest once more, and send the
 //!    rest.
 //!
-//! A region that is added between rounds has no dirty pages yet: copy it as a whole. The
-//! destination adds it before: `vm_memory_host::Description::missing_from` shows how. If the guest
-//! plugs blocks between rounds (virtio-mem), the destination must plug them before it writes the
-//! pages. `vm_memory_host::Description::apply_blocks` does this, and describes the order of steps.
-//!
 //! The program `examples/migration.rs` does this with a guest under KVM.
+//!
+//! # Regions that change between rounds
+//!
+//! A region that is added between rounds has no dirty pages yet: insert all its pages after the
+//! next harvest. Do the same for a region that replaces another one at the same addresses. Send
+//! its pages of zeroes as well, because the destination has the bytes of the old region there.
+//! `vm_memory_host::content` leaves them out, so it is not enough.
+//!
+//! The source finds these regions by comparing its map with that of the last round. An address
+//! range does not identify a region, but its address in this process does while both maps exist:
+//!
+//! ```
+//! # #[cfg(feature = "backend-mmap")] {
+//! use vm_memory::bitmap::AtomicBitmap;
+//! use vm_memory::dirty::DirtyMemory;
+//! use vm_memory::{
+//!     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+//! };
+//!
+//! type Memory = GuestMemoryMmap<AtomicBitmap>;
+//!
+//! /// Harvests, and adds all pages of the regions that are not in `before`.
+//! fn harvest(dirty: &mut DirtyMemory, before: &Memory, now: &Memory) {
+//!     dirty.harvest(now);
+//!     for region in now.iter() {
+//!         let old = before.find_region(region.start_addr());
+//!         if !old.is_some_and(|old| std::ptr::eq(old, region)) {
+//!             dirty.insert_range(region.start_addr(), region.len());
+//!         }
+//!     }
+//! }
+//!
+//! let range = (GuestAddress(0x10_0000), 0x4000);
+//! let before = Memory::from_ranges(&[(GuestAddress(0), 0x10_000), range])?;
+//! // The second region is replaced by another one at the same addresses.
+//! let (now, _) = before.remove_region(range.0, 0x4000)?;
+//! let region = GuestRegionMmap::from_range(range.0, range.1, None)?;
+//! let now = now.insert_region(region.into())?;
+//!
+//! let mut dirty = DirtyMemory::new();
+//! harvest(&mut dirty, &before, &now);
+//! assert_eq!(dirty.runs().collect::<Vec<_>>(), [range]);
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The destination removes the regions that the source has removed, and adds new ones, before it
+//! writes the pages: `vm_memory_host::Description::missing_from` shows how. If the guest plugs
+//! blocks between rounds (virtio-mem), the destination must plug them before. The method
+//! `vm_memory_host::Description::apply_blocks` does this, and describes the order of steps.
 //!
 //! Only the allocator makes system calls here, and [`DirtyMemory::take_zero_pages`] in memory that
 //! is mapped for each access.

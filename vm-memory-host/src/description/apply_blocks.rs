@@ -18,8 +18,9 @@ impl Description {
     /// 1. The source harvests the dirty pages (`vm_memory::dirty`). It then
     ///    [describes](crate::describe()) its memory, and sends the description. This order matters:
     ///    a block that is plugged after the harvest has no pages in this round.
-    /// 2. The destination adds the regions that it lacks ([`missing_from`](Self::missing_from)),
-    ///    and applies the description. The source sends a new region as a whole.
+    /// 2. The destination removes the regions that are not described, adds those that it lacks
+    ///    ([`missing_from`](Self::missing_from) shows both), and applies the description. The
+    ///    source sends a new region as a whole (`vm_memory::dirty`).
     /// 3. The source sends the dirty pages that cannot be read
     ///    (`DirtyMemory::unreadable_runs`), and the destination [zeroes](crate::zero_range()) them.
     ///    A block that was plugged between the harvest and the description then reads as zeroes.

@@ -1,6 +1,7 @@
 //! [`Description`]: guest memory as data, from which another process builds the same memory.
 
 mod apply_blocks;
+mod compare;
 mod descriptors;
 mod file_layout;
 #[cfg(feature = "serde")]
@@ -481,64 +482,6 @@ impl Description {
         self.check_version()?;
         let regions = self.regions.iter().map(RegionDescription::fresh);
         Ok(regions.fold(MemoryBuilder::new(), MemoryBuilder::region))
-    }
-
-    /// Returns the description of the regions that `memory` does not have.
-    ///
-    /// Use it at the destination of a migration, for regions that are added while it runs. Build
-    /// them by [`fresh`](Self::fresh), insert them, and then
-    /// [apply](Self::apply_blocks) the whole description. A region of `memory` that has only a
-    /// part of the addresses is another region: the insertion then returns an error.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use std::sync::Arc;
-    /// use vm_memory::{GuestAddress, GuestMemoryMmap};
-    /// use vm_memory_host::{describe, Description, MemoryBuilder, Region};
-    ///
-    /// /// Gives the destination the regions and blocks of the source.
-    /// fn follow(
-    ///     mut destination: GuestMemoryMmap,
-    ///     described: &Description,
-    /// ) -> Result<GuestMemoryMmap, Box<dyn std::error::Error>> {
-    ///     let missing = described.missing_from(&destination);
-    ///     if !missing.regions.is_empty() {
-    ///         for region in missing.fresh()?.build_regions()? {
-    ///             destination = destination.insert_region(Arc::new(region))?;
-    ///         }
-    ///     }
-    ///     described.apply_blocks(&destination)?;
-    ///     Ok(destination)
-    /// }
-    ///
-    /// let region = |start| Region::new(GuestAddress(start), 1 << 20);
-    /// let source: GuestMemoryMmap = MemoryBuilder::new().region(region(0)).build()?;
-    /// let destination: GuestMemoryMmap = describe(&source)?.0.fresh()?.build()?;
-    ///
-    /// // The source adds a region during the migration.
-    /// let source = source.insert_region(Arc::new(region(1 << 32).build()?))?;
-    /// let (described, _) = describe(&source)?;
-    /// let destination = follow(destination, &described)?;
-    /// assert_eq!(describe(&destination)?.0, described);
-    /// assert!(described.missing_from(&destination).regions.is_empty());
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[doc(alias = "migration")]
-    #[doc(alias = "hotplug")]
-    #[must_use]
-    pub fn missing_from<M>(&self, memory: &M) -> Self
-    where
-        M: GuestMemoryBackend,
-    {
-        let is_missing = |described: &&RegionDescription| {
-            let found = memory.find_region(described.span.addr());
-            found.is_none_or(|found| span_of(found) != described.span)
-        };
-        Self {
-            version: self.version,
-            regions: self.regions.iter().filter(is_missing).cloned().collect(),
-        }
     }
 
     /// Checks the description as far as that needs neither the files nor this host.

@@ -420,6 +420,31 @@ fn apply_blocks_makes_blocks_of_destination_equal_and_keeps_their_bytes() {
     }
 }
 
+#[test]
+fn surplus_in_memory_of_other_bounds_returns_each_region_once() {
+    let region = |start: u64, size| Region::new(GuestAddress(start * MIB), size * MIB);
+    let regions = [region(0, 1), region(2, 2), region(6, 1), region(8, 1)];
+    let builder = regions
+        .into_iter()
+        .fold(MemoryBuilder::new(), MemoryBuilder::region);
+    let memory: Memory = builder.build().unwrap();
+    let (mut described, _) = describe(&memory).unwrap();
+    assert_eq!(described.surplus_in(&memory), []);
+    // One is gone, one is shorter, and one has moved. The order does not matter.
+    described.regions[1].span.size = MIB;
+    described.regions[2].span.start += MIB / 2;
+    described.regions.remove(0);
+    described.regions.reverse();
+    let surplus = described.surplus_in(&memory);
+    let surplus: Vec<_> = surplus
+        .iter()
+        .map(|span| (span.start / MIB, span.size / MIB))
+        .collect();
+    assert_eq!(surplus, [(0, 1), (2, 2), (6, 1)]);
+    let missing = described.missing_from(&memory).regions.len();
+    assert_eq!(missing, 2);
+}
+
 /// Sends dirty pages as the documentation of `apply_blocks` says.
 fn send(source: &Memory, dirty: &mut DirtyMemory, destination: &Memory) {
     for (addr, len) in dirty.unreadable_runs() {
