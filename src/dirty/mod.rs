@@ -123,7 +123,10 @@ use shared::{Distribution, SharedMarks};
 /// Keep one value for all rounds of a migration, so that its buffers are reused. A harvest adds to
 /// the set; [`clear`](Self::clear) it after the destination has acknowledged its pages.
 ///
-/// The set has the regions of the memory that was last harvested. It stores no page outside them.
+/// The set has the regions that the memory had at the last [harvest](Self::harvest),
+/// [`add_log`](Self::add_log) or [`try_reserve`](Self::try_reserve). It stores no page outside
+/// them.
+///
 /// Two sets are equal if the same guest addresses are dirty, whatever their regions and page sizes.
 ///
 /// # Examples
@@ -232,6 +235,9 @@ impl DirtyMemory {
     /// The next harvest of the same memory then allocates none. Pages that are in the set stay, as
     /// in a [harvest](Self::harvest). Does nothing if the regions have not changed.
     ///
+    /// A new set then has the regions of the memory and no pages, and the bitmaps keep their marks.
+    /// Only a harvest or [`add_log`](Self::add_log) finds the bytes that cannot be read.
+    ///
     /// # Examples
     ///
     /// ```
@@ -244,6 +250,8 @@ impl DirtyMemory {
     ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_000)])?;
     /// let mut dirty = DirtyMemory::new();
     /// dirty.try_reserve(&memory)?; // a migration that fails here has changed nothing
+    /// dirty.insert_range(GuestAddress(0x1000), 0x1000);
+    /// assert_eq!(dirty.total_pages(), 1);
     /// dirty.harvest(&memory);
     /// # }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -453,7 +461,8 @@ impl DirtyMemory {
 
     /// Returns the regions, each with its first guest address and its dirty pages.
     ///
-    /// The regions are those that the memory had at the last harvest or [`add_log`](Self::add_log).
+    /// The regions are those that the memory had at the last harvest, [`add_log`](Self::add_log) or
+    /// [`try_reserve`](Self::try_reserve).
     pub fn regions(&self) -> impl Iterator<Item = (GuestAddress, &DirtyPages)> {
         self.regions
             .iter()

@@ -12,8 +12,8 @@ impl DirtyMemory {
     /// Adds the pages of the `len` bytes at `addr`. Bytes outside the regions are ignored.
     ///
     /// A page that is only partly in the range is added as a whole. The set has the regions of the
-    /// last [harvest](Self::harvest). Before the first harvest it has no regions, so the call adds
-    /// nothing.
+    /// last [harvest](Self::harvest), [`add_log`](Self::add_log) or
+    /// [`try_reserve`](Self::try_reserve). A new set has no regions, so the call adds nothing.
     ///
     /// # Examples
     ///

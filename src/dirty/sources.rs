@@ -15,7 +15,8 @@ impl DirtyMemory {
     ///
     /// An entry is the guest address of a slot, and an offset in it in pages of the host. A `struct
     /// kvm_dirty_gfn` has the offset, and the number of the slot, whose address the VMM knows. The
-    /// set has the regions of the last [harvest](Self::harvest).
+    /// set has the regions of the last [harvest](Self::harvest), [`add_log`](Self::add_log) or
+    /// [`try_reserve`](Self::try_reserve).
     ///
     /// Take the entries, call `KVM_RESET_DIRTY_RINGS`, and then read the pages (Linux,
     /// Documentation/virt/kvm/api.rst, "KVM_CAP_DIRTY_LOG_RING"). An entry may be outside the
@@ -71,7 +72,7 @@ impl DirtyMemory {
     /// translates: VFIO's (`VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT`) and iommufd's
     /// (`IOMMU_HWPT_GET_DIRTY_BITMAP`). Without an IOMMU, such a log is by guest address: use
     /// [`harvest_with`](Self::harvest_with). The set has the regions of the last
-    /// [harvest](Self::harvest).
+    /// [harvest](Self::harvest), [`add_log`](Self::add_log) or [`try_reserve`](Self::try_reserve).
     ///
     /// A page of the log may be larger or smaller than the mappings: the guest pages of all its
     /// bytes are added. A mapping counts whatever access it permits now.

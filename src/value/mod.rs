@@ -104,6 +104,9 @@ pub unsafe trait ByteValued: Copy + Send + Sync {
     }
 
     /// Returns the bytes of the value as a mutable slice.
+    ///
+    /// An array has a method `as_mut_slice` of its own, which returns its elements. For its bytes,
+    /// write `ByteValued::as_mut_slice(&mut array)`.
     #[expect(
         clippy::disallowed_methods,
         reason = "the bytes belong to a host value, not to guest memory"

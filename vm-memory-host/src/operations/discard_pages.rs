@@ -142,8 +142,9 @@ impl fmt::Display for DiscardReport {
 /// The pages are discarded before the call returns, so acknowledge the request of the guest
 /// afterwards.
 ///
-/// A request may have several descriptors. `examples/balloon.rs` reads a list from any number of
-/// them, by [`IoBuffer::copy_to`](vm_memory::vectored::IoBuffer::copy_to).
+/// A request may have several descriptors.
+/// [`IoBuffer::copy_to`](vm_memory::vectored::IoBuffer::copy_to) reads a list from any number of
+/// them. The second example does so without an allocation for the list.
 ///
 /// # Examples
 ///
@@ -163,6 +164,34 @@ impl fmt::Display for DiscardReport {
 ///     eprintln!("the driver listed pages that are not memory: {report}");
 /// }
 /// assert_eq!(memory.read_obj::<u8>(GuestAddress(0x3000))?, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// A request whose first descriptor ends inside a page number:
+///
+/// ```
+/// use std::sync::Arc;
+/// use vm_memory::vectored::IoBuffer;
+/// use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap, Le32, Permissions};
+/// use vm_memory_host::{discard_pages, MemoryBuilder, Region};
+///
+/// let region = Region::new(GuestAddress(0), 1 << 20);
+/// let memory: Arc<GuestMemoryMmap> = Arc::new(MemoryBuilder::new().region(region).build()?);
+/// memory.write_obj([3u32, 4, 5].map(Le32::from), GuestAddress(0x1000))?;
+///
+/// let descriptors = [(GuestAddress(0x1000), 6), (GuestAddress(0x1006), 6)];
+/// let request = IoBuffer::from_ranges(&memory, descriptors, Permissions::Read)?;
+/// // A request of more pages than this is read in parts.
+/// let mut pages = [Le32::default(); 256];
+/// let (mut offset, mut discarded) = (0, 0);
+/// while offset < request.len() {
+///     let bytes = request.copy_to(offset, ByteValued::as_mut_slice(&mut pages))?;
+///     let listed = &pages[..bytes / 4];
+///     let report = discard_pages(&*memory, listed.iter().map(|page| page.to_native()));
+///     discarded += report.discarded;
+///     offset += bytes;
+/// }
+/// assert_eq!(discarded, 3);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[doc(alias = "balloon")]
