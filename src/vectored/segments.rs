@@ -229,6 +229,28 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         Some(rest)
     }
 
+    /// Keeps the bytes from `at`, and returns the first `at` bytes.
+    ///
+    /// Returns `None`, and changes nothing, if there are fewer than `at` bytes.
+    pub(super) fn split_to(&mut self, at: usize) -> Option<Self> {
+        self.len.checked_sub(at)?;
+        let mut front = Segments::new(self.access);
+        // If a user's bitmap panics, both may mark a segment, and neither loses one.
+        *front.lent.get_mut() = *self.lent.get_mut();
+        for segment in self.slices.iter() {
+            let count = at.saturating_sub(front.len).min(segment.slice().len());
+            if count == 0 {
+                break;
+            }
+            let (head, _) = segment.split_at(count)?;
+            front.len = front.len.saturating_add(count);
+            front.vectors.push(IoVector::new(head.slice()));
+            front.slices.push(head);
+        }
+        self.remove_front(at);
+        Some(front)
+    }
+
     /// Removes the first `count` bytes, without marks. Returns their number, limited to the length.
     pub(super) fn remove_front(&mut self, count: usize) -> usize {
         let count = count.min(self.len);

@@ -72,6 +72,23 @@ fn io_buffer_used_again_allocates_nothing() {
 }
 
 #[test]
+fn header_split_from_buffer_of_sixteen_segments_allocates_nothing() {
+    let memory = memory();
+    let mut chains = IoBuffer::new(&memory, Permissions::Write);
+    chains.push(GuestAddress(0), 16 * 0x1000).unwrap();
+    let (taken, ()) = taken_by(|| {
+        for _ in 0..20 {
+            let header = chains.split_to(0x808).unwrap();
+            header.write_obj([7u8; 12], 0x7fc).unwrap();
+            assert_eq!(header.complete(0x808), 0x808);
+            chains.complete_front(8);
+        }
+    });
+    assert_eq!((taken.allocations, taken.bytes), (0, 0));
+    assert_eq!(chains.len(), 16 * 0x1000 - 20 * 0x810);
+}
+
+#[test]
 fn read_from_at_over_eight_regions_allocates_nothing() {
     let (memory, zeroes) = (memory(), File::open("/dev/zero").unwrap());
     let (taken, moved) = taken_by(|| {

@@ -49,7 +49,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///
     /// # Examples
     ///
-    /// See [`read_obj`](Self::read_obj).
+    /// See [`split_to`](Self::split_to).
     ///
     /// # Errors
     ///

@@ -109,8 +109,8 @@ const BUFFER: &str = "buffer";
 pub struct IoBuffer<M: GuestMemory + 'static> {
     // `segments` borrows from `memory`, and is declared before it: fields are dropped in the order
     // of their declaration. The lifetime `'static` never leaves this type. `memory` is replaced
-    // only while there are no segments, and `split_off` moves segments only to a buffer with the
-    // same `memory`.
+    // only while there are no segments. `split_off` and `split_to` move segments only to a buffer
+    // with the same `memory`.
     //
     // A call that gets a buffer by value may drop `memory`. `HeldSlice` permits that.
     segments: Segments<'static, BS<'static, M::Bitmap>>,
@@ -385,20 +385,68 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Keeps the first `at` bytes, and returns the others as a new buffer.
     ///
+    /// It moves all other segments, and allocates if there are more than eight. To take a header
+    /// from the front, use [`split_to`](Self::split_to).
+    ///
     /// Returns `None`, and changes nothing, if the buffer has fewer than `at` bytes.
     pub fn split_off(&mut self, at: usize) -> Option<Self> {
         let segments = self.segments.split_off(at)?;
+        Some(self.part(segments))
+    }
+
+    /// Keeps the bytes from `at`, and returns the first `at` bytes as a new buffer.
+    ///
+    /// Use it for a header in front of data that the device moves. Up to eight segments in the
+    /// first `at` bytes need no allocation, however many segments follow.
+    ///
+    /// Returns `None`, and changes nothing, if the buffer has fewer than `at` bytes.
+    ///
+    /// # Examples
+    ///
+    /// A network device receives packets without a header, and writes the header itself:
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use std::os::unix::net::UnixDatagram;
+    /// use std::sync::Arc;
+    /// use vm_memory::vectored::IoBuffer;
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
+    ///
+    /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
+    /// let memory = Arc::new(memory);
+    /// let ranges = [(GuestAddress(0x1000), 0x600), (GuestAddress(0x3000), 0x600)];
+    /// let mut chains = IoBuffer::from_ranges(&memory, ranges, Permissions::Write)?;
+    /// let (wire, tap) = UnixDatagram::pair()?;
+    /// wire.send(&[7; 60])?;
+    ///
+    /// // If there is no packet yet, the device keeps `header` for the next one.
+    /// let header = chains.split_to(12).ok_or("no room for a header")?;
+    /// let received = chains.read_from(&tap)?;
+    /// header.write_obj([0u8; 12], 0)?;
+    /// header.complete(12);
+    /// assert_eq!(chains.complete_front(received), 60);
+    /// assert_eq!(memory.read_obj::<u8>(GuestAddress(0x100c))?, 7);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn split_to(&mut self, at: usize) -> Option<Self> {
+        let segments = self.segments.split_to(at)?;
+        Some(self.part(segments))
+    }
+
+    /// Creates a buffer of segments that were split from this one.
+    fn part(&mut self, segments: Segments<'static, BS<'static, M::Bitmap>>) -> Self {
         let hold = match segments.count() {
             0 => None,
             _ => self.hold.clone(),
         };
         self.release_if_empty();
-        Some(IoBuffer {
+        IoBuffer {
             segments,
             memory: Arc::clone(&self.memory),
             hold,
             segment_limit: self.segment_limit,
-        })
+        }
     }
 }
 

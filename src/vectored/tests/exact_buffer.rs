@@ -316,3 +316,18 @@ fn io_buffer_read_obj_and_write_obj_move_scattered_value_or_nothing() {
         assert_eq!((seen, dirty(&memory)), ([9; 8], vec![]));
     }
 }
+
+#[test]
+fn io_buffer_split_to_after_loan_marks_each_part_on_its_own() {
+    let memory = Arc::new(regions(3));
+    let mut buffer = three(&memory, Permissions::Write);
+    assert!(buffer.split_to(13).is_none());
+    let _ = buffer.vectors();
+    let header = buffer.split_to(6).unwrap();
+    assert_eq!((header.len(), buffer.len()), (6, 6));
+    assert_eq!(dirty(&memory), [0u64; 0]);
+    drop(header);
+    assert_eq!(dirty(&memory), [0, 0x2000]);
+    buffer.cancel();
+    assert_eq!(dirty(&memory), [0u64; 0]);
+}

@@ -112,6 +112,8 @@ fn io_buffer_split_with_panicking_bitmap_leaves_buffer_unchanged() {
     buffer.push(GuestAddress(0), 2 * PAGE).unwrap();
     let split = catch_unwind(AssertUnwindSafe(|| buffer.split_off(PAGE / 2)));
     assert!(split.is_err());
+    let split = catch_unwind(AssertUnwindSafe(|| buffer.split_to(PAGE / 2)));
+    assert!(split.is_err());
     let completed = catch_unwind(AssertUnwindSafe(|| buffer.cancel_front(PAGE / 2)));
     assert!(completed.is_err());
     assert_eq!((buffer.len(), named(&buffer)), (2 * PAGE, 2 * PAGE));

@@ -7,6 +7,7 @@ use super::*;
 enum Step {
     Push(u64, usize),
     Split(usize),
+    SplitTo(usize),
     Truncate(usize),
     CopyFrom(usize, Vec<u8>),
     CopyTo(usize, usize),
@@ -18,6 +19,7 @@ fn step() -> impl Strategy<Value = Step> {
         (prop_oneof![4 => 0u64..0x2c0, 1 => any::<u64>()], near())
             .prop_map(|(a, n)| Step::Push(a, n)),
         near().prop_map(Step::Split),
+        near().prop_map(Step::SplitTo),
         near().prop_map(Step::Truncate),
         (near(), prop::collection::vec(any::<u8>(), 0..200))
             .prop_map(|(o, bytes)| Step::CopyFrom(o, bytes)),
@@ -65,6 +67,20 @@ fn check_buffer(steps: Vec<Step>, written: usize) -> TestCaseResult {
                         rest.len()
                     );
                     model.truncate(at);
+                }
+            }
+            Step::SplitTo(at) => {
+                let front = buffer.split_to(at);
+                prop_assert_eq!(front.is_some(), at <= model.len());
+                if let Some(front) = front {
+                    prop_assert_eq!(front.len(), at);
+                    let vectors = front.vectors().iter();
+                    let hosts =
+                        vectors.flat_map(|v| (0..v.iov_len).map(|i| v.iov_base as usize + i));
+                    let expected = model.drain(..at).map(|address| {
+                        memory.get_host_address(GuestAddress(address)).unwrap() as usize
+                    });
+                    prop_assert_eq!(hosts.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
                 }
             }
             Step::Truncate(len) => {
