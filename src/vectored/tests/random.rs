@@ -27,6 +27,15 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Returns the host address of each byte of a buffer.
+fn bytes_of(vectors: &[libc::iovec]) -> Vec<usize> {
+    let bytes = |vector: &libc::iovec| {
+        let start = vector.iov_base as usize;
+        start..start + vector.iov_len
+    };
+    vectors.iter().flat_map(bytes).collect()
+}
+
 fn check_buffer(steps: Vec<Step>, written: usize) -> TestCaseResult {
     // Three regions, with a hole before the last one.
     let bases = [(0u64, 0x100u64), (0x100, 0x100), (0x240, 0x80)];
@@ -41,6 +50,7 @@ fn check_buffer(steps: Vec<Step>, written: usize) -> TestCaseResult {
             .iter()
             .any(|(base, len)| (*base..base + len).contains(&address))
     };
+    let host_of = |address| memory.get_host_address(GuestAddress(address)).unwrap() as usize;
     let mut bytes = vec![0u8; 0x300];
     let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::ReadWrite);
     let mut model: Vec<u64> = Vec::new();
@@ -62,10 +72,7 @@ fn check_buffer(steps: Vec<Step>, written: usize) -> TestCaseResult {
                 prop_assert_eq!(rest.is_some(), at <= model.len());
                 if let Some(rest) = rest {
                     prop_assert_eq!(rest.len(), model.len() - at);
-                    prop_assert_eq!(
-                        rest.vectors().iter().map(|v| v.iov_len).sum::<usize>(),
-                        rest.len()
-                    );
+                    prop_assert_eq!(bytes_of(rest.vectors()).len(), rest.len());
                     model.truncate(at);
                 }
             }
@@ -74,13 +81,8 @@ fn check_buffer(steps: Vec<Step>, written: usize) -> TestCaseResult {
                 prop_assert_eq!(front.is_some(), at <= model.len());
                 if let Some(front) = front {
                     prop_assert_eq!(front.len(), at);
-                    let vectors = front.vectors().iter();
-                    let hosts =
-                        vectors.flat_map(|v| (0..v.iov_len).map(|i| v.iov_base as usize + i));
-                    let expected = model.drain(..at).map(|address| {
-                        memory.get_host_address(GuestAddress(address)).unwrap() as usize
-                    });
-                    prop_assert_eq!(hosts.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+                    let expected: Vec<_> = model.drain(..at).map(host_of).collect();
+                    prop_assert_eq!(bytes_of(front.vectors()), expected);
                 }
             }
             Step::Truncate(len) => {
@@ -112,16 +114,8 @@ fn check_buffer(steps: Vec<Step>, written: usize) -> TestCaseResult {
         }
         prop_assert_eq!(buffer.len(), model.len());
         // Byte by byte, the vectors are the addresses.
-        let hosts: Vec<usize> = buffer
-            .vectors()
-            .iter()
-            .flat_map(|vector| (0..vector.iov_len).map(|i| vector.iov_base as usize + i))
-            .collect();
-        let expected: Vec<usize> = model
-            .iter()
-            .map(|address| memory.get_host_address(GuestAddress(*address)).unwrap() as usize)
-            .collect();
-        prop_assert_eq!(hosts, expected);
+        let expected: Vec<_> = model.iter().copied().map(host_of).collect();
+        prop_assert_eq!(bytes_of(buffer.vectors()), expected);
     }
     dirty(&memory);
     let marked = buffer.complete(written);
