@@ -9,7 +9,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use examples::Result;
-use vm_memory::bitmap::ArcSlice;
 use vm_memory::dirty::DirtyMemory;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
@@ -44,7 +43,7 @@ fn main() -> Result<()> {
     let source = FrontEnd::from_ranges_with_files([(START, SIZE, Some(file()))])?;
     let target = FrontEnd::from_ranges(&[(START, SIZE)])?;
     let bitmap = Arc::new(LogBitmap::new());
-    let marks = ArcSlice::new(Arc::clone(&bitmap), usize::try_from(START.0)?);
+    let marks = bitmap.slice(START);
     let mapping = MmapRegionBuilder::new_with_bitmap(SIZE, marks)
         .with_file_offset(file())
         .with_mmap_flags(libc::MAP_SHARED)

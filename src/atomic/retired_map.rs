@@ -115,6 +115,10 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
 ///
 /// A `RetiredMap` is not a reader. If it is dropped, its map lives until the last reader is gone.
 ///
+/// A clone of a map is another map with the same regions. Its owner can access a removed region
+/// after the wait. An `IommuMemory` owns such a clone: share the whole `IommuMemory` as a
+/// `GuestMemoryAtomic`, as the example of `IommuMemory::with_replaced_backend` does.
+///
 /// # Weak pointers
 ///
 /// A [`Weak`](std::sync::Weak) pointer to a map is not a reader, since it cannot access the map.

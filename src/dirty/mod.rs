@@ -49,8 +49,10 @@
 //! its pages of zeroes as well, because the destination has the bytes of the old region there.
 //! `vm_memory_host::content` leaves them out, so it is not enough.
 //!
-//! The source finds these regions by comparing its map with that of the last round. An address
-//! range does not identify a region, but its address in this process does while both maps exist:
+//! The source finds these regions by comparing its map with a clone of that of the last round. An
+//! address range does not identify a region, but its address in this process does while both maps
+//! exist. Do not keep a guard or an `Arc` of the last map instead: the removal of a region waits
+//! for these readers. The clone only keeps the removed region mapped until it is dropped.
 //!
 //! ```
 //! # #[cfg(feature = "backend-mmap")] {

@@ -109,22 +109,32 @@ impl<M: GuestMemoryBackend, I: Iommu, K: Marking<M>> IommuMemory<M, I, K> {
     ///
     /// # Examples
     ///
+    /// A `GuestMemoryAtomic` replaces the view of a device, and reports when the device no longer
+    /// uses the old one. Only then may the VMM reuse the memory of a removed region.
+    ///
     /// ```
-    /// # #[cfg(feature = "backend-mmap")] {
+    /// # #[cfg(all(feature = "backend-mmap", feature = "backend-atomic"))] {
     /// use std::sync::Arc;
+    /// use std::time::{Duration, Instant};
     /// use vm_memory::iommu::{IommuMemory, SharedIotlb};
-    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, Permissions};
+    /// use vm_memory::GuestRegionCollectionError;
+    /// use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic};
+    /// use vm_memory::{GuestMemoryMmap, GuestRegionMmap, Permissions};
     ///
     /// let physical: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)])?;
     /// let iotlb = SharedIotlb::new();
     /// let iova = GuestAddress(0x8000_0000);
     /// iotlb.set_mapping(iova, GuestAddress(0x4000), 0x1000, Permissions::ReadWrite)?;
-    /// let device = IommuMemory::new(physical.clone(), iotlb, true, ());
-    /// assert!(device.read_obj::<u64>(iova).is_err());
+    /// let device = GuestMemoryAtomic::new(IommuMemory::new(physical, iotlb, true, ()));
+    /// assert!(device.memory().read_obj::<u64>(iova).is_err());
     ///
-    /// let plugged = GuestRegionMmap::from_range(GuestAddress(0x4000), 0x1000, None)?;
-    /// let device = device.with_replaced_backend(physical.insert_region(Arc::new(plugged))?);
-    /// assert_eq!(device.read_obj::<u64>(iova)?, 0);
+    /// let added = Arc::new(GuestRegionMmap::from_range(GuestAddress(0x4000), 0x1000, None)?);
+    /// let old = device.update(|view| {
+    ///     let physical = view.get_backend().insert_region(added)?;
+    ///     Ok::<_, GuestRegionCollectionError>(view.with_replaced_backend(physical))
+    /// })?;
+    /// old.wait(Instant::now() + Duration::from_secs(1))?;
+    /// assert_eq!(device.memory().read_obj::<u64>(iova)?, 0);
     /// # }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
