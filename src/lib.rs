@@ -127,8 +127,8 @@
 //! recovery. Other Unix systems, such as macOS, use the same routines on these processors, without
 //! fault recovery. Other processors move bytes by relaxed atomics. Targets whose pointers have 32
 //! bits are refused. CI runs tests for Linux, some of them under emulation, and for Windows under
-//! Wine. For macOS, it builds and runs nothing. The file `docs/support.md` of the repository lists
-//! the targets. The oldest supported compiler is Rust 1.89.
+//! Wine. For macOS, CI builds the library and runs nothing. The file `docs/support.md` of the
+//! repository lists the targets. The oldest supported compiler is Rust 1.89.
 //!
 //! On Windows, set `default-features = false`: the features `rawfd` and `xen` do not exist there.
 //!

@@ -1,8 +1,7 @@
-//! Sets of bits in 64-bit words: the arithmetic that every bit set of this crate shares.
+//! Arithmetic on sets of bits in 64-bit words.
 //!
-//! Bit `i` of word `w` is number `64 * w + i`, as in the log of `KVM_GET_DIRTY_LOG`. The users are
-//! the marks of an `AtomicBitmap`, `DirtyPages` and `PluggedBlocks`. This module holds no bits of
-//! its own.
+//! Bit `i` of word `w` is number `64 * w + i`, as in the log of `KVM_GET_DIRTY_LOG`. This module
+//! stores no bits.
 //!
 //! ```text
 //!   summary   │ 0 1 0 0 … │              one bit per line: the line may have bits

@@ -1,4 +1,4 @@
-//! Dirty pages of logs that do not name them by guest address.
+//! Dirty pages from logs that are not indexed by guest address.
 
 use super::shared::Distribution;
 use super::DirtyMemory;
@@ -13,15 +13,15 @@ use crate::page_size::host_page_size;
 impl DirtyMemory {
     /// Adds the entries of KVM's dirty rings. Returns the number of entries outside the regions.
     ///
-    /// An entry is the guest address of a slot, and an offset in it in pages of the host. A `struct
-    /// kvm_dirty_gfn` has the offset, and the number of the slot, whose address the VMM knows. The
-    /// set has the regions of the last [harvest](Self::harvest), [`add_log`](Self::add_log) or
-    /// [`try_reserve`](Self::try_reserve).
+    /// An entry is the guest address of a slot, and the number of a host page in that slot. A
+    /// `struct kvm_dirty_gfn` has the page number as its `offset`, and the number of the slot. The
+    /// VMM knows the address of the slot. The set has the regions of the last
+    /// [harvest](Self::harvest), [`add_log`](Self::add_log) or [`try_reserve`](Self::try_reserve).
     ///
     /// Take the entries, call `KVM_RESET_DIRTY_RINGS`, and then read the pages (Linux,
     /// Documentation/virt/kvm/api.rst, "KVM_CAP_DIRTY_LOG_RING"). An entry may be outside the
-    /// regions if its slot was removed since. With other slots, the result is 0, or the VMM has
-    /// confused two slots. The page that was written is then unknown.
+    /// regions if its slot was removed since. If no slot was removed, a result other than 0 means
+    /// that the VMM has confused two slots. The written page is then unknown.
     ///
     /// # Examples
     ///
@@ -75,7 +75,7 @@ impl DirtyMemory {
     /// [harvest](Self::harvest), [`add_log`](Self::add_log) or [`try_reserve`](Self::try_reserve).
     ///
     /// A page of the log may be larger or smaller than the mappings: the guest pages of all its
-    /// bytes are added. A mapping counts whatever access it permits now.
+    /// bytes are added. The permissions of a mapping are ignored.
     ///
     /// `unmapped` is called for each dirty range that is not mapped, ascending. The guest pages
     /// that the device wrote there are unknown. To avoid this, add the log of a range before you

@@ -115,9 +115,11 @@ pub enum Error {
     /// The access must be contiguous but leaves its region, or it is not aligned.
     #[error("access leaves its region, or is not aligned; align it and keep it in one region")]
     InvalidBackendAddress,
-    /// The memory is not accessible. It is not mapped in this process, or is in a block that is not
-    /// plugged. Or its region does not permit the access (see
-    /// [`GuestMemoryRegion::allowed_access`](crate::GuestMemoryRegion::allowed_access)).
+    /// The memory is not mapped in this process, is in an unplugged block, or is in a region that
+    /// does not permit the access.
+    ///
+    /// [`GuestMemoryRegion::allowed_access`](crate::GuestMemoryRegion::allowed_access) returns what
+    /// a region permits.
     ///
     /// [`GuestMemory::explain`] returns the reason, and the first byte that is not accessible.
     #[error(

@@ -27,8 +27,7 @@ use crate::xen::MmapInfo;
 /// ```
 ///
 /// `VolatileSlice` has the layout of an `iovec` of `readv(2)` if it has no bitmap (`B = ()`) and
-/// the feature `xen` is off. It is neither `Send` nor `Sync`, because it holds a raw pointer and a
-/// bitmap.
+/// the feature `xen` is off. It is neither `Send` nor `Sync`, because it holds a raw pointer.
 ///
 /// # Examples
 ///
@@ -89,14 +88,14 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     /// Creates a slice of `size` bytes at `addr`, with `bitmap` as its dirty bitmap.
     ///
     /// Offset 0 of the slice is offset 0 of `bitmap`. The last parameter is for platforms that map
-    /// memory for each access. Pass `None`. Only this crate makes such memory, and `addr` is then
-    /// their offset in it.
+    /// memory for each access. Pass `None`. Only this crate creates such memory, and `addr` is
+    /// then an offset in it.
     ///
     /// # Safety
     ///
     /// For all of `'a`:
     ///
-    /// - the bytes must be mapped, or be those of the memory that is mapped for each access,
+    /// - the bytes must be mapped, or belong to memory that is mapped for each access,
     /// - no Rust reference may cover them, except to atomics,
     /// - other accesses must be atomic, or invisible to the compiler (by the guest or the kernel).
     ///
@@ -168,8 +167,8 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
 
     /// Returns a pointer to the first bytes, for an access in `direction`.
     ///
-    /// These are all bytes of the slice, unless the memory is mapped for each access, and some of
-    /// it cannot be.
+    /// The guard covers fewer bytes than the slice if the memory is mapped for each access and a
+    /// page cannot be mapped.
     #[cfg(all(feature = "rawfd", unix))]
     pub(crate) fn guard_of_first(&self, direction: Direction) -> Result<PtrGuardMut> {
         PtrGuard::first(self.addr, self.size, direction).map(PtrGuardMut::new)
@@ -311,7 +310,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     /// are written in ascending order, except within the same aligned 32 bytes. Other elements are
     /// written in any order.
     ///
-    /// A [fault](crate::fault) ends the copy, maybe inside an element. Read
+    /// A [fault](crate::fault) ends the copy, possibly inside an element. Read
     /// [`fault::last`](crate::fault::last) to detect it and the number of bytes before it.
     ///
     /// # Examples
@@ -411,8 +410,9 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         }
     }
 
-    /// Returns the address of the first byte, or the number that stands for it in a fault, if the
-    /// memory has none.
+    /// Returns the address of the first byte.
+    ///
+    /// For memory without a host address, this is the number that a fault reports for the byte.
     #[inline]
     pub(crate) fn as_mut_ptr(&self) -> *mut u8 {
         self.addr.as_ptr()

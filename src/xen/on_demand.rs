@@ -77,8 +77,9 @@ impl MmapXen {
 
     /// Maps the `len` bytes at an [offset](Self::offset_from_first_page), for an access.
     ///
-    /// The guest may state the length freely, as for a guard of a buffer. So requests begin with
-    /// [`TRANSFER_PAGES`] and grow with the pages that were mapped: see [`GrantMapping::new`].
+    /// The guest chooses the length, for example of a buffer that a guard maps. The first request
+    /// therefore maps [`TRANSFER_PAGES`], and later ones grow with the number of mapped pages: see
+    /// [`GrantMapping::new`].
     ///
     /// # Errors
     ///
@@ -97,14 +98,14 @@ impl MmapXen {
     /// Maps the first of the `len` bytes at an [offset](Self::offset_from_first_page), at least
     /// one, for an access.
     ///
-    /// If they cannot be mapped together, maps as many as can be, and also returns the error. So a
-    /// transfer moves the bytes before the first page that fails. That takes one more mapping for
-    /// each bit of the number of pages.
+    /// If they cannot be mapped together, maps as many as can be, and also returns the error. A
+    /// transfer then moves the bytes before the first page that fails.
     ///
     /// A request takes the kernel time and memory for all its pages before it checks the first
-    /// grant. So the first request is for at most [`TRANSFER_PAGES`], and each further one for
-    /// twice the pages that were mapped. The cost is in proportion to the pages that the guest
-    /// granted, and not to the length, which the guest may state freely.
+    /// grant. The first request is therefore for at most [`TRANSFER_PAGES`]. The search doubles the
+    /// number of pages until a request fails, and then bisects. It takes at most two more mappings
+    /// for each bit of the number of pages. The cost is in proportion to the pages that the guest
+    /// granted, and not to the length, which the guest chooses.
     ///
     /// # Errors
     ///
@@ -145,7 +146,7 @@ impl MmapXen {
         }
     }
 
-    /// Returns addresses that stand for `len` bytes that could not be mapped because of `error`.
+    /// Returns inaccessible addresses for `len` bytes, whose mapping failed with `error`.
     pub(crate) fn inaccessible(&self, len: usize, error: io::Error) -> Inaccessible {
         Inaccessible::new(len, error)
     }

@@ -30,8 +30,9 @@
 //! The front end is not trusted: no message causes a panic, an overflow or a loop without bound. A
 //! message that is refused has no effect. The back end limits what it accepts:
 //!
-//! - Each update can add a mapping, which takes up to 180 bytes. Limit their number by
-//!   [`SharedIotlb::set_bound`](vm_memory::iommu::SharedIotlb::set_bound).
+//! - An update adds a mapping for each region that contains a part of its target. An update or an
+//!   invalidation inside a mapping cuts it in two. A mapping takes up to 180 bytes. Limit their
+//!   number by [`SharedIotlb::set_bound`](vm_memory::iommu::SharedIotlb::set_bound).
 //! - A [`RegionTable`] accepts any number of regions, and an insertion takes time in proportion to
 //!   it. Refuse more regions than `VHOST_USER_GET_MAX_MEM_SLOTS` returns.
 //! - A front end can truncate a file, or serve it without ever replying (FUSE). Accept only files

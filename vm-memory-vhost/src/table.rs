@@ -472,7 +472,8 @@ impl RegionTable {
             ranges.push((GuestAddress(guest), host_len));
             left = left.saturating_sub(len);
             if left != 0 {
-                // A range that passes 2^64 is in no region: the last address is.
+                // The range passes 2^64. The last address is mapped, but no region continues
+                // after it.
                 let after = next.checked_add(len);
                 next = after.ok_or(TableError::Unmapped {
                     user_address: u64::MAX,

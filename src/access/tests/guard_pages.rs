@@ -1,4 +1,4 @@
-//! Accesses at the edges of pages that are between inaccessible guard pages.
+//! Accesses next to inaccessible guard pages.
 
 use super::*;
 #[cfg(windows)]
@@ -35,12 +35,12 @@ impl GuardedPages {
 
 impl Drop for GuardedPages {
     fn drop(&mut self) {
-        // SAFETY: the range is the mapping that `new` made, which nothing refers to any more.
+        // SAFETY: `new` made this mapping, and nothing refers to it any more.
         #[cfg(unix)]
         unsafe {
             libc::munmap(self.base.cast(), 3 * self.len);
         }
-        // SAFETY: the range is the memory that `new` reserved, which nothing refers to any more.
+        // SAFETY: `new` reserved this memory, and nothing refers to it any more.
         #[cfg(windows)]
         unsafe {
             Memory::VirtualFree(self.base.cast(), 0, Memory::MEM_RELEASE);

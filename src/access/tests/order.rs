@@ -1,7 +1,7 @@
 //! The order of elements.
 //!
-//! Elements move in ascending order, in program order. x86_64 shows that order to other processors;
-//! aarch64 need not, so these tests run on x86_64 only.
+//! Routines move elements in ascending program order. On x86_64, other processors see that order.
+//! On aarch64, they need not, so these tests run on x86_64 only.
 
 use super::*;
 use crate::access::copy::are_atomic;
@@ -14,7 +14,7 @@ const ROUNDS: usize = 5;
 
 /// Returns the offsets of the elements that are compared: one in each block, in ascending order.
 ///
-/// There is no order within a block. The first block is not whole.
+/// Within a block, the order is unspecified. The first block is shorter.
 fn compared(size: usize) -> impl DoubleEndedIterator<Item = usize> {
     core::iter::once(size).chain((32..LEN - size).step_by(32))
 }

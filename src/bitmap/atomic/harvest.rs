@@ -123,8 +123,8 @@ impl AtomicBitmap {
 
     /// Returns about how many pages are dirty. The marks stay.
     ///
-    /// Writers may mark at the same time. It costs a load for each word that has marks, and a large
-    /// bitmap has a summary by which it skips the others.
+    /// Writers may mark at the same time. It loads each word of the bitmap. A large bitmap has a
+    /// summary, by which it skips lines of eight words without marks.
     ///
     /// # Examples
     ///

@@ -140,7 +140,7 @@ enum Map<'m, M: ?Sized> {
     Current(Arc<M>, SeenGeneration, Source<M>),
 }
 
-/// Returns the current map, and the state of the source that it belongs to.
+/// A function that returns the current map, and the state of the source that it belongs to.
 pub(crate) type Source<M> = Box<dyn Fn() -> (Arc<M>, SeenGeneration) + Send + Sync>;
 
 // SAFETY: 1. The slices hold host addresses and bitmap slices. Any thread may access the addresses
@@ -325,7 +325,7 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
         if let Map::Current(map, seen, source) = &mut self.map {
             (*map, *seen) = source();
         }
-        // Also if the memory is code of another crate, and panics.
+        // The guard releases the window even if the memory's implementation panics.
         let unresolved = ReleaseOnDrop(self);
         unresolved.0.resolve()?;
         core::mem::forget(unresolved);

@@ -1,4 +1,4 @@
-//! Tables against ordered sets, and the costs of copies.
+//! Compares tables with ordered sets, and checks what copies share.
 
 use super::*;
 use std::collections::btree_map::Entry;
@@ -45,7 +45,7 @@ fn ages_after_random_changes_agree_with_list() {
                 assert_eq!(ages.oldest_except(at..end), expected);
             }
         }
-        // `lower` and `set` have changed this one.
+        // `lower` or `set` may have changed this entry.
         if let (Some(entry), Some(now)) = (list.get_mut(at), ages.get(at)) {
             assert!(now == *entry || now == age);
             *entry = now;
@@ -90,7 +90,7 @@ fn keep_newest_of_random_tables_equals_removals_of_oldest() {
         };
         assert_eq!(contents(&table), contents(&copy), "round {round}");
         assert_eq!(table.len(), copy.len());
-        // It can be used as before.
+        // The table works as before.
         table.insert(IovaMapping::new(
             1 << 30,
             1 << 30,

@@ -27,7 +27,7 @@ fn filled<T: ByteValued>(byte: u8) -> T {
     T::read_exact_from(&*vec![byte; size_of::<T>()]).unwrap()
 }
 
-/// Each method with the byte of which the memory consists, that of the operand, and the result.
+/// The name of each method, and the byte of the memory, of the operand and of the result.
 #[rustfmt::skip]
 const CHANGES: [(&str, u8, u8, u8); 4] = [
     ("swap", 0x5a, 0xc3, 0xc3),
@@ -230,7 +230,7 @@ impl AtomicAccess for Pair {
     type A = AtomicPair;
 }
 
-/// Types of another crate whose atomic integers differ in size.
+/// Types of another crate whose atomic integer has another size.
 macro_rules! misfits {
     ($($name:ident: $bytes:ty, $atomic:ty;)*) => {
         $(
@@ -289,7 +289,7 @@ fn atomic_access_to_type_of_other_size_than_its_atomic_returns_too_big() {
     check_misfit::<Small>();
 }
 
-/// The alignment is that of the atomic integer.
+/// The access needs the alignment of the atomic integer, not of the type.
 #[test]
 fn atomic_access_to_type_of_smaller_alignment_succeeds() {
     #[derive(Clone, Copy, Default)]

@@ -6,11 +6,10 @@ use std::process::Command;
 /// The environment variable that is set in the process of a test.
 const ALONE: &str = "TEST_SUPPORT_ALONE";
 
-/// Runs `body` in a process of its own, which runs no other test, and passes the name of the test
-/// to it.
+/// Runs `body` in a separate process that runs no other test. `body` receives the test's name.
 ///
 /// A test calls this once, with its own name. The test program starts itself again for that test.
-/// `body` may change what all threads of a process share: limits, capabilities, mappings.
+/// `body` may change state of the whole process: limits, capabilities, mappings.
 ///
 /// # Panics
 ///
@@ -35,7 +34,7 @@ pub fn in_own_process(test: &str, body: impl FnOnce(&str)) {
 pub fn run_again(command: &mut Command, test: &str) {
     let output = command
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        // At a limit, a panic lacks the memory for a backtrace.
+        // A test at a memory limit cannot allocate a backtrace.
         .env("RUST_BACKTRACE", "0")
         .output()
         .expect("this program can be started");

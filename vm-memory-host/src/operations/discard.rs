@@ -215,7 +215,7 @@ fn overwrite_file(
 ) -> io::Result<u64> {
     let can_be_written = matches!(
         refused.raw_os_error(),
-        // The file system cannot free pages, or needs disk space to do so. Or another process has
+        // The file system cannot free pages or needs disk space to do so, or another process has
         // claimed the block device.
         Some(libc::EOPNOTSUPP | libc::ENOSPC | libc::EDQUOT | libc::EBUSY)
     );
