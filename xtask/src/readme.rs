@@ -186,12 +186,23 @@ fn chosen(rows: &[Row<'_>]) -> Result<String> {
             .find(|row| row.name == name)
             .with_context(|| format!("bench/rows.md has no row '{name}'"))?;
         let ([fat, release, _], [our_fat, our_release, _]) = (reference, ours);
-        writeln!(
-            table,
-            "| {description} | {fat} | {our_fat} | {release} | {our_release} |"
-        )?;
+        let cells = with_units([fat, our_fat, release, our_release]);
+        writeln!(table, "| {description} | {} |", cells.join(" | "))?;
     }
     Ok(table)
+}
+
+/// Adds `ns` to the cells without a unit if another cell has one.
+fn with_units(cells: [&str; 4]) -> [String; 4] {
+    let has_unit = |cell: &str| cell.contains(' ');
+    let is_mixed = cells.into_iter().any(has_unit);
+    cells.map(|cell| {
+        if is_mixed && cell.parse::<f64>().is_ok() {
+            format!("{cell} ns")
+        } else {
+            cell.to_owned()
+        }
+    })
 }
 
 fn slower(rows: &[Row<'_>]) -> Result<String> {
@@ -241,7 +252,7 @@ mod tests {
         let rows = rows(&text).unwrap();
         assert_eq!(rows.len(), CHOSEN.len() + 3);
         let new = with_tables(&readme("old", "old"), &rows).unwrap();
-        let first = "| `read_obj::<u64>`, one region | 9 | 1 | 10 µs | 2 |\n";
+        let first = "| `read_obj::<u64>`, one region | 9 ns | 1 ns | 10 µs | 2 ns |\n";
         assert!(new.contains(first), "{new}");
         let slower = "\n\n| operation | `fat` | `release` | `size` |\n|---|---|---|---|\n\
                       | `get_and_reset` of 64 GiB, half of it dirty | 1.00 | 0.96 | 1.10 |\n\
@@ -253,6 +264,15 @@ mod tests {
         );
         assert!(!new.contains("old"));
         assert_eq!(with_tables(&new, &rows).unwrap(), new);
+    }
+
+    #[test]
+    fn with_units_without_any_unit_changes_no_cell() {
+        assert_eq!(with_units(["9", "1", "8", "–"]), ["9", "1", "8", "–"]);
+        assert_eq!(
+            with_units(["9 µs", "1", "8", "–"]),
+            ["9 µs", "1 ns", "8 ns", "–"]
+        );
     }
 
     #[test]
