@@ -1,5 +1,5 @@
-//! A migration source: copy the memory of a running guest, round by round, in the one order that
-//! loses no page. Writes of devices are in the dirty bitmaps, writes of vCPUs in KVM's log.
+//! A migration source: copy the memory of a running guest, round by round, in an order that loses
+//! no page. Writes of devices are in the dirty bitmaps, writes of vCPUs in KVM's log.
 //!
 //! `cargo run -p examples --example migration`
 
@@ -79,10 +79,10 @@ fn main() -> Result<()> {
     }
 
     // 4. Pause the vCPU, let the device finish its request, and harvest a last time.
-    let passes = guest.pause()?;
+    let passes = guest.stop()?;
     device.stop()?;
     harvest(&memory, &guest, &mut dirty)?;
-    println!("paused: {} KiB are dirty", dirty.total_bytes() >> 10);
+    println!("stopped: {} KiB are dirty", dirty.total_bytes() >> 10);
     send(&memory, &target, &dirty)?;
 
     assert!(passes > 0, "the guest did not run");

@@ -19,7 +19,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts the guest, without a log of the pages that it writes.
+    /// Starts the guest. KVM does not log its writes yet.
     ///
     /// # Errors
     ///
@@ -62,18 +62,18 @@ impl Guest {
         Ok(logs)
     }
 
-    /// Pauses the vCPU. Returns the number of its passes over its pages.
+    /// Stops the vCPU. Returns how many times it wrote all its pages.
     ///
     /// # Errors
     ///
-    /// Returns an error if the vCPU is already paused, or if it ended with an error.
-    pub fn pause(&mut self) -> Result<u64> {
+    /// Returns an error if the vCPU has already stopped, or if it ended with an error.
+    pub fn stop(&mut self) -> Result<u64> {
         self.stop.store(true, Ordering::Release);
-        let vcpu = self.vcpu.take().ok_or("the vCPU is paused already")?;
+        let vcpu = self.vcpu.take().ok_or("the vCPU has already stopped")?;
         Ok(vcpu.join().map_err(|_| "the vCPU ended with an error")?)
     }
 
-    /// Makes each region a slot of KVM.
+    /// Registers each region as a slot of KVM.
     #[expect(unsafe_code, reason = "KVM takes host memory by its address")]
     fn set_slots(&self, flags: u32) -> Result<()> {
         for (slot, region) in (0..).zip(self.memory.iter()) {
@@ -86,7 +86,7 @@ impl Guest {
             };
             // SAFETY: the slot is one region of `self.memory`, which stays mapped while an `Arc` of
             // the memory exists. Only `vcpu::run` can use the vCPU after `self` is dropped, and it
-            // has such an `Arc`. Other accesses go through vm-memory, which expects races.
+            // has such an `Arc`. Other accesses use vm-memory, which permits races.
             unsafe { self.vm.set_user_memory_region(slot)? };
         }
         Ok(())
