@@ -9,14 +9,14 @@ use super::on_demand;
 use super::{Error, Result, VolatileSlice};
 use crate::access::fault::Direction;
 use crate::bitmap::BitmapSlice;
-use crate::xen::{SharedWindow, PAGE_SIZE};
+use crate::xen::{SharedGrants, PAGE_SIZE};
 
 /// Keeps the bytes of a slice mapped, if the memory is mapped for each access.
 ///
 /// For other memory, it is empty. Clones keep the same bytes.
 #[derive(Clone, Debug)]
 pub(crate) struct Hold {
-    _window: Option<SharedWindow>,
+    _window: Option<SharedGrants>,
 }
 
 /// A slice, and the hold that keeps its bytes mapped.
@@ -128,7 +128,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         let (window, inaccessible) = window?;
         self.addr = Location::new(window.as_ptr(), None);
         self.size = window.size();
-        let _window = Some(SharedWindow::from(window));
+        let _window = Some(SharedGrants::from(window));
         Ok((HeldSlice::new(self, Hold { _window }), inaccessible))
     }
 }

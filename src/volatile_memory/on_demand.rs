@@ -12,7 +12,7 @@
 use crate::access::fault::Direction;
 use crate::access::{self, Fault};
 use crate::value::ByteValued;
-use crate::xen::{self, GrantWindow, OnDemand, PAGE_SIZE, TRANSFER_PAGES};
+use crate::xen::{self, MappedGrants, OnDemand, PAGE_SIZE, TRANSFER_PAGES};
 
 /// Runs `access` on `len` bytes, which are mapped together.
 #[cold]
@@ -216,7 +216,7 @@ pub(super) fn window(
     at: usize,
     len: usize,
     direction: Direction,
-) -> super::Result<(GrantWindow, Option<super::Error>)> {
+) -> super::Result<(MappedGrants, Option<super::Error>)> {
     let window = memory.map_first(at, len, usize::MAX, direction);
     let (window, error) = window.map_err(super::Error::IOError)?;
     let error = match (error, window.size() == len) {

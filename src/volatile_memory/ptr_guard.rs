@@ -6,7 +6,7 @@ use super::location::Location;
 #[cfg(all(feature = "rawfd", unix))]
 use super::{on_demand, Result};
 use crate::access::fault::Direction;
-use crate::xen::{GrantWindow, Inaccessible};
+use crate::xen::{Inaccessible, MappedGrants};
 
 /// A pointer for reading from volatile memory, valid as long as the memory.
 ///
@@ -51,7 +51,7 @@ pub struct PtrGuard {
 #[derive(Debug)]
 enum Mapping {
     /// The guest's pages.
-    Granted { _window: GrantWindow },
+    Granted { _window: MappedGrants },
     /// Addresses that are not accessible, and the reason.
     Failed(Inaccessible),
 }
@@ -120,7 +120,7 @@ impl PtrGuard {
         }
     }
 
-    fn of_window(window: GrantWindow) -> Self {
+    fn of_window(window: MappedGrants) -> Self {
         Self {
             addr: window.as_ptr(),
             len: window.size(),

@@ -37,7 +37,7 @@ pub(crate) fn info_of(_: Option<OnDemand<'_>>) -> Option<&MmapInfo> {
 }
 
 impl OnDemand<'_> {
-    pub(crate) fn map(&self, _: usize, _: usize, _: Direction) -> io::Result<GrantWindow> {
+    pub(crate) fn map(&self, _: usize, _: usize, _: Direction) -> io::Result<MappedGrants> {
         match self.0 {}
     }
 
@@ -47,7 +47,7 @@ impl OnDemand<'_> {
         _: usize,
         _: usize,
         _: Direction,
-    ) -> io::Result<(GrantWindow, Option<io::Error>)> {
+    ) -> io::Result<(MappedGrants, Option<io::Error>)> {
         match self.0 {}
     }
 
@@ -81,9 +81,9 @@ pub(crate) struct CopyError {
 
 /// A part of the memory that is mapped until this value is dropped.
 #[derive(Debug)]
-pub(crate) struct GrantWindow(Infallible);
+pub(crate) struct MappedGrants(Infallible);
 
-impl GrantWindow {
+impl MappedGrants {
     pub(crate) fn as_ptr(&self) -> *mut u8 {
         match self.0 {}
     }
@@ -95,10 +95,10 @@ impl GrantWindow {
 
 /// A window that stays mapped until the last clone is dropped.
 #[derive(Clone, Debug)]
-pub(crate) struct SharedWindow(Infallible);
+pub(crate) struct SharedGrants(Infallible);
 
-impl From<GrantWindow> for SharedWindow {
-    fn from(window: GrantWindow) -> Self {
+impl From<MappedGrants> for SharedGrants {
+    fn from(window: MappedGrants) -> Self {
         match window.0 {}
     }
 }

@@ -36,7 +36,7 @@ pub(crate) use foreign::ForeignMapping;
 pub(crate) use grant::GrantMapping;
 pub(crate) use inaccessible::Inaccessible;
 pub(crate) use memory::XenMemory;
-pub(crate) use on_demand::{GrantWindow, MmapXen, SharedWindow, TRANSFER_PAGES};
+pub(crate) use on_demand::{MappedGrants, MmapXen, SharedGrants, TRANSFER_PAGES};
 pub(crate) use references::References;
 
 use std::io;

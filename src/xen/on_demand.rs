@@ -27,15 +27,15 @@ pub struct MmapXen {
 ///
 /// It borrows nothing: it may outlive the region, and keeps the device open.
 #[derive(Debug)]
-pub(crate) struct GrantWindow {
+pub(crate) struct MappedGrants {
     mapping: GrantMapping,
     size: usize,
 }
 
 /// A window that stays mapped until the last clone is dropped.
-pub(crate) type SharedWindow = Arc<GrantWindow>;
+pub(crate) type SharedGrants = Arc<MappedGrants>;
 
-impl GrantWindow {
+impl MappedGrants {
     /// Returns the address of the first byte.
     pub(crate) fn as_ptr(&self) -> *mut u8 {
         self.mapping.as_ptr()
@@ -91,7 +91,7 @@ impl MmapXen {
         at: usize,
         len: usize,
         direction: Direction,
-    ) -> io::Result<GrantWindow> {
+    ) -> io::Result<MappedGrants> {
         self.map_references(self.references.part(at, len)?, direction, TRANSFER_PAGES)
     }
 
@@ -116,7 +116,7 @@ impl MmapXen {
         len: usize,
         max_pages: usize,
         direction: Direction,
-    ) -> io::Result<(GrantWindow, Option<io::Error>)> {
+    ) -> io::Result<(MappedGrants, Option<io::Error>)> {
         let max_pages = match host_page_size().get() {
             PAGE_SIZE => max_pages.max(1),
             // The bytes of several grants are not contiguous.
@@ -161,8 +161,8 @@ impl MmapXen {
         references: References,
         direction: Direction,
         batch: usize,
-    ) -> io::Result<GrantWindow> {
-        Ok(GrantWindow {
+    ) -> io::Result<MappedGrants> {
+        Ok(MappedGrants {
             mapping: GrantMapping::new(
                 &self.device,
                 self.domid,
