@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::ptr::null_mut;
 
 use super::{MmapRegionError, Result};
+use crate::convert::to_u64;
 use crate::guest_memory::{FileOffset, Permissions};
 use crate::mmap::host_range::HostRange;
 use crate::page_size::host_page_size;
@@ -221,10 +222,8 @@ fn check_file_end(file_offset: &FileOffset, size: usize) -> Result<()> {
     else {
         return Ok(());
     };
-    let page = u64::try_from(host_page_size().get()).unwrap_or(1);
-    let end = u64::try_from(size)
-        .ok()
-        .and_then(|size| file_offset.start().checked_add(size));
+    let page = to_u64(host_page_size().get());
+    let end = file_offset.start().checked_add(to_u64(size));
     let end = end.ok_or(MmapRegionError::InvalidOffsetLength)?;
     if file_size.div_ceil(page) < end.div_ceil(page) {
         return Err(MmapRegionError::MappingPastEof);

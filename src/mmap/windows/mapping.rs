@@ -12,6 +12,7 @@ use windows_sys::Win32::System::Memory::{
     PAGE_NOACCESS, PAGE_PROTECTION_FLAGS, PAGE_READONLY, PAGE_READWRITE,
 };
 
+use crate::convert::to_u64;
 use crate::guest_memory::{FileOffset, Permissions};
 use crate::mmap::host_range::HostRange;
 use crate::page_size::{host_page_size, system_info};
@@ -195,7 +196,7 @@ fn protection_of(permissions: Permissions) -> PAGE_PROTECTION_FLAGS {
 }
 
 fn page_size() -> u64 {
-    u64::try_from(host_page_size().get()).unwrap_or(1)
+    to_u64(host_page_size().get())
 }
 
 /// Returns the offset in the file at which a view of these bytes ends, or an error if the file ends
@@ -203,10 +204,7 @@ fn page_size() -> u64 {
 ///
 /// It is the end of the bytes, or that of the file. The system maps the whole last page.
 fn accessible_end(file: &File, start: u64, size: usize) -> io::Result<u64> {
-    let end = u64::try_from(size)
-        .ok()
-        .and_then(|size| start.checked_add(size));
-    let Some(end) = end else {
+    let Some(end) = start.checked_add(to_u64(size)) else {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "cannot map file: offset plus length exceeds the largest file offset; map fewer bytes",
