@@ -221,7 +221,6 @@
 //! `debug` reports each region that is mapped, and files of /proc and /sys that cannot be read. A
 //! logger makes system calls of its own.
 
-#![cfg(target_os = "linux")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Production code obeys these; tests may panic. The lints for both are in the root Cargo.toml.
 #![cfg_attr(
@@ -239,6 +238,9 @@
         clippy::unwrap_used
     )
 )]
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("vm-memory-host: only Linux is supported, since it makes system calls of Linux");
 
 // # Layers
 //
