@@ -213,13 +213,18 @@ pub(super) fn has_library(target: &str) -> bool {
 /// Installs the standard library of rustup for a target. Returns whether it exists.
 pub(super) fn add_library(target: &str) -> bool {
     if !has_library(target) {
-        // Without rustup or a network, the library is built from source.
+        // Fails without rustup or a network.
         let _ = Command::new("rustup")
             .args(["target", "add", target])
             .stdin(Stdio::null())
             .output();
     }
     has_library(target)
+}
+
+/// Returns the message for a run that is skipped because rustup has no library for its target.
+pub(super) fn without_library(title: &str, target: &str) -> String {
+    format!("SKIPPED: {title}: rustup has no standard library for {target}")
 }
 
 #[cfg(test)]
