@@ -75,6 +75,24 @@ fn touched(region: MmapRegion<()>, base: &MmapRegion<()>) -> Out {
     ])
 }
 
+/// Returns the builder with all settings of a mapping.
+fn builder(spec: &MapSpec, file: Option<FileOffset>) -> MmapRegionBuilder<()> {
+    let mut builder = MmapRegionBuilder::new(spec.size)
+        .with_mmap_prot(prot(spec))
+        .with_mmap_flags(flags(spec.flags));
+    if let Some(file) = file {
+        builder = builder.with_file_offset(file);
+    }
+    if let Some(huge) = spec.huge {
+        builder = builder.with_hugetlbfs(huge);
+    }
+    builder
+}
+
+fn prot(spec: &MapSpec) -> i32 {
+    i32::from(spec.prot & 7)
+}
+
 /// Creates the mapping, calls every method that does not access its memory, and then accesses it.
 pub fn map(spec: &MapSpec) -> Out {
     if !sensible(spec.size) {
@@ -84,8 +102,7 @@ pub fn map(spec: &MapSpec) -> Out {
         .file
         .as_ref()
         .map(|file| FileOffset::new(file_of_len(file.len.min(1 << 30)), file.offset));
-    let prot = i32::from(spec.prot & 7);
-    let flags = flags(spec.flags);
+    let (prot, flags) = (prot(spec), flags(spec.flags));
     let base = match MmapRegion::<()>::new(1 << 16) {
         Ok(base) => base,
         Err(error) => return Out::Failed(error.fault(&Hosts::default())),
@@ -101,15 +118,7 @@ pub fn map(spec: &MapSpec) -> Out {
             unsafe { MmapRegion::build_raw(base.as_ptr(), spec.size, prot, flags) }
         }
         (MapHow::MapRawBuilder, file) => {
-            let mut builder = MmapRegionBuilder::new(spec.size)
-                .with_mmap_prot(prot)
-                .with_mmap_flags(flags);
-            if let Some(file) = file {
-                builder = builder.with_file_offset(file);
-            }
-            if let Some(huge) = spec.huge {
-                builder = builder.with_hugetlbfs(huge);
-            }
+            let builder = builder(spec, file);
             // SAFETY: the memory outlives the region, which only this function has. Its first bytes
             // are accessed, which are in `base`.
             unsafe { builder.with_raw_mmap_pointer(base.as_ptr()) }.build()
@@ -119,18 +128,7 @@ pub fn map(spec: &MapSpec) -> Out {
             // is refused.
             unsafe { MmapRegion::build_raw(base.as_ptr().wrapping_add(8), spec.size, prot, flags) }
         }
-        (MapHow::MapBuilder, file) => {
-            let mut builder = MmapRegionBuilder::new(spec.size)
-                .with_mmap_prot(prot)
-                .with_mmap_flags(flags);
-            if let Some(file) = file {
-                builder = builder.with_file_offset(file);
-            }
-            if let Some(huge) = spec.huge {
-                builder = builder.with_hugetlbfs(huge);
-            }
-            builder.build()
-        }
+        (MapHow::MapBuilder, file) => builder(spec, file).build(),
         (MapHow::MapBuilderBare, _) => MmapRegionBuilder::new(spec.size).build(),
         (MapHow::MapFromRange, file) => {
             let made = GuestRegionMmap::<()>::from_range(GuestAddress(0x1000), spec.size, file);
