@@ -2,6 +2,10 @@
 //!
 //! Each test changes limits and counts mappings, so it runs in a process of its own.
 #![cfg(target_os = "linux")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "no seccomp filter refuses getrlimit in these tests"
+)]
 
 use std::fs;
 use std::num::{NonZeroU64, NonZeroUsize};

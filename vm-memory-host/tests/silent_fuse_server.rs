@@ -4,6 +4,10 @@
 //! The server is a FUSE file system of this program: it lets the test open a file, and then reads
 //! requests without replying.
 #![cfg(target_os = "linux")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "no seccomp filter refuses getrlimit in these tests"
+)]
 
 use std::ffi::CStr;
 use std::fs::File;

@@ -48,6 +48,18 @@ fn memory(bitmap: &Arc<LogBitmap>, regions: &[(u64, usize)]) -> Memory {
 }
 
 #[test]
+fn create_without_permission_to_read_limits_makes_log() {
+    let create = || SharedLog::create(4096);
+    match test_support::refuse_calls(libc::SYS_prlimit64, libc::EPERM, create) {
+        Ok(log) => assert_eq!(log.unwrap().pages(), 8 * 4096),
+        Err(error) => test_support::skipped(
+            "create_without_permission_to_read_limits_makes_log",
+            format!("no seccomp filters: {error}"),
+        ),
+    }
+}
+
+#[test]
 fn created_log_is_shared_with_peer_that_cannot_change_its_length() {
     for size in [1u64, 8, 4096, 12_345] {
         let front_end = SharedLog::create(size).unwrap();

@@ -302,11 +302,9 @@ fn cannot_shrink(file: &OwnedFd) -> bool {
 fn sealed_memfd(size: u64) -> std::io::Result<OwnedFd> {
     use rustix::fs::{fcntl_add_seals, ftruncate, memfd_create, MemfdFlags, SealFlags};
     use rustix::io::Errno;
-    use rustix::process::{getrlimit, Resource};
 
     // ftruncate(2) would raise SIGXFSZ, which ends the process by default.
-    let limit = getrlimit(Resource::Fsize).current;
-    if limit.is_some_and(|limit| size > limit) {
+    if file_size_limit().is_some_and(|limit| size > limit) {
         return Err(Errno::FBIG.into());
     }
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -319,6 +317,21 @@ fn sealed_memfd(size: u64) -> std::io::Result<OwnedFd> {
     ftruncate(&file, size)?;
     fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(file)
+}
+
+/// Returns the length to which this process may extend a file.
+///
+/// Returns `None` if it is not limited, or if a seccomp filter refuses the call.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "rustix has no getrlimit that can fail")]
+fn file_size_limit() -> Option<u64> {
+    let mut limit = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: getrlimit(2) writes one `rlimit` to its argument, a live exclusive reference to one.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) };
+    (result == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
 /// Returns the number of pages from guest address 0 up to the last address of a memory.
