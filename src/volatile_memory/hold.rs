@@ -16,7 +16,7 @@ use crate::xen::{SharedGrants, PAGE_SIZE};
 /// For other memory, it is empty. Clones keep the same bytes.
 #[derive(Clone, Debug)]
 pub(crate) struct Hold {
-    _window: Option<SharedGrants>,
+    _grants: Option<SharedGrants>,
 }
 
 /// A slice, and the hold that keeps its bytes mapped.
@@ -57,7 +57,7 @@ impl<'a, B: BitmapSlice> HeldSlice<'a, B> {
     pub(crate) unsafe fn into_parts(self) -> (VolatileSlice<'a, B>, Hold) {
         let mut this = ManuallyDrop::new(self);
         // The rest of `this` needs no drop: an empty hold keeps nothing.
-        let hold = mem::replace(&mut this.hold, Hold { _window: None });
+        let hold = mem::replace(&mut this.hold, Hold { _grants: None });
         // SAFETY: `slice` was initialised by `new`, and nothing else writes it. Its value is moved
         // out once, since `this` is neither used again nor dropped.
         let slice = unsafe { this.slice.assume_init_read() };
@@ -111,7 +111,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         if self.addr.on_demand().is_some() {
             return self.hold_mapping(direction);
         }
-        Ok((HeldSlice::new(self, Hold { _window: None }), None))
+        Ok((HeldSlice::new(self, Hold { _grants: None }), None))
     }
 
     /// Maps the slice for [`hold`](Self::hold).
@@ -122,14 +122,14 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
             // No byte is accessed. The slice must not refer to the memory: its owner may copy the
             // location out of the `HeldSlice`.
             self.addr = Location::new(ptr::without_provenance_mut(PAGE_SIZE), None);
-            return Ok((HeldSlice::new(self, Hold { _window: None }), None));
+            return Ok((HeldSlice::new(self, Hold { _grants: None }), None));
         };
-        let window = on_demand::window(memory, self.addr.addr(), self.size, direction);
-        let (window, inaccessible) = window?;
-        self.addr = Location::new(window.as_ptr(), None);
-        self.size = window.size();
-        let _window = Some(SharedGrants::from(window));
-        Ok((HeldSlice::new(self, Hold { _window }), inaccessible))
+        let grants = on_demand::map_until_drop(memory, self.addr.addr(), self.size, direction);
+        let (grants, inaccessible) = grants?;
+        self.addr = Location::new(grants.as_ptr(), None);
+        self.size = grants.size();
+        let _grants = Some(SharedGrants::from(grants));
+        Ok((HeldSlice::new(self, Hold { _grants }), inaccessible))
     }
 }
 

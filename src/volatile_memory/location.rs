@@ -183,7 +183,7 @@ impl<'a> Location<'a> {
     pub(super) unsafe fn fill(self, value: u8, count: usize) -> Result<(), Fault> {
         if let Some(memory) = self.on_demand {
             let fill = |dst, _, len| {
-                // SAFETY: `dst` is a guest operand of `len` bytes: a window, which only this
+                // SAFETY: `dst` is a guest operand of `len` bytes: a new mapping, which only this
                 // function and the guest access.
                 unsafe { access::fill_guest(dst, value, len) }
             };
@@ -226,7 +226,7 @@ impl<'a> Location<'a> {
             let target = target.wrapping_add(before);
             target.pieces(len, Direction::Write, |dst, done, len| {
                 // SAFETY: `src + done` and `dst` are guest operands of `len` bytes: each is a part
-                // of a window, or of the range of this function's contract.
+                // of a new mapping, or of the range of this function's contract.
                 unsafe { access::copy_within_guest(dst, src.wrapping_add(done), len) }
             })
         })

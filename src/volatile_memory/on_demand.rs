@@ -28,9 +28,9 @@ pub(super) fn with<T>(
         // No byte is accessed. The address is aligned for any type that a page can hold.
         return access(core::ptr::without_provenance_mut(PAGE_SIZE));
     }
-    let window = memory.map(at, len, direction);
-    let window = window.map_err(|error| Fault::unmapped(at, direction, 0, &error))?;
-    access(window.as_ptr()).map_err(|fault| fault.at_addr(at, direction, 0))
+    let grants = memory.map(at, len, direction);
+    let grants = grants.map_err(|error| Fault::unmapped(at, direction, 0, &error))?;
+    access(grants.as_ptr()).map_err(|fault| fault.at_addr(at, direction, 0))
 }
 
 /// Runs `access` on the pieces of a range of `len` bytes, in ascending order.
@@ -54,12 +54,12 @@ pub(super) fn pieces(
     let mut done = 0usize;
     while done < len {
         let (start, left) = (at.wrapping_add(done), len.wrapping_sub(done));
-        let window = memory.map_first(start, left, TRANSFER_PAGES, direction);
-        let (window, _) = window.map_err(|error| Fault::unmapped(at, direction, done, &error))?;
-        access(window.as_ptr(), done, window.size())
+        let grants = memory.map_first(start, left, TRANSFER_PAGES, direction);
+        let (grants, _) = grants.map_err(|error| Fault::unmapped(at, direction, done, &error))?;
+        access(grants.as_ptr(), done, grants.size())
             .map_err(|fault| fault.at_addr(at, direction, done))?;
-        // Does not wrap: a window is not longer than the bytes that are left.
-        done = done.wrapping_add(window.size());
+        // Does not wrap: a piece is not longer than the bytes that are left.
+        done = done.wrapping_add(grants.size());
     }
     Ok(())
 }
@@ -75,9 +75,9 @@ pub(super) fn read(memory: OnDemand<'_>, at: usize, buf: &mut [u8]) -> Result<()
     }
     let (target, len) = (buf.as_mut_ptr(), buf.len());
     pieces(memory, at, len, Direction::Read, |src, done, len| {
-        // SAFETY: `src` is a guest operand of `len` bytes: a window, which only this function and
-        // the guest access. `done + len` is at most `buf.len()`, so the target is in `buf`, which
-        // is borrowed exclusively. The two do not overlap: the window is a new mapping.
+        // SAFETY: `src` is a guest operand of `len` bytes: a new mapping, which only this function
+        // and the guest access. `done + len` is at most `buf.len()`, so the target is in `buf`,
+        // which is borrowed exclusively. The two do not overlap, since the mapping is new.
         unsafe { access::copy_from_guest(target.wrapping_add(done), src, len) }
     })
 }
@@ -93,9 +93,9 @@ pub(super) fn write(memory: OnDemand<'_>, at: usize, buf: &[u8]) -> Result<(), F
     }
     let source = buf.as_ptr();
     pieces(memory, at, buf.len(), Direction::Write, |dst, done, len| {
-        // SAFETY: `dst` is a guest operand of `len` bytes: a window, which only this function and
-        // the guest access. `done + len` is at most `buf.len()`, so the source is in `buf`. The two
-        // do not overlap: the window is a new mapping.
+        // SAFETY: `dst` is a guest operand of `len` bytes: a new mapping, which only this function
+        // and the guest access. `done + len` is at most `buf.len()`, so the source is in `buf`. The
+        // two do not overlap, since the mapping is new.
         unsafe { access::copy_to_guest(dst, source.wrapping_add(done), len) }
     })
 }
@@ -118,15 +118,15 @@ pub(super) unsafe fn read_elements<T: ByteValued>(
     pieces(memory, at, bytes, Direction::Read, |src, done, len| {
         let target = buf.cast::<u8>().wrapping_add(done);
         match whole::<T>(done, len) {
-            // SAFETY: `src` is a guest operand of `len` bytes: a window. `done + len` is at most
-            // the size of the elements, so the target is valid (contract of this function). The two
-            // do not overlap: the window is a new mapping.
+            // SAFETY: `src` is a guest operand of `len` bytes: a new mapping. `done + len` is at
+            // most the size of the elements, so the target is valid (contract of this function).
+            // The two do not overlap, since the mapping is new.
             Some(count) => unsafe {
                 access::copy_elements_from_guest(target.cast::<T>(), src, count)
             },
-            // SAFETY: `src` is a guest operand of `len` bytes: a window. `done + len` is at most
-            // the size of the elements, so the target is valid (contract of this function). The two
-            // do not overlap: the window is a new mapping.
+            // SAFETY: `src` is a guest operand of `len` bytes: a new mapping. `done + len` is at
+            // most the size of the elements, so the target is valid (contract of this function).
+            // The two do not overlap, since the mapping is new.
             None => unsafe { access::copy_from_guest(target, src, len) },
         }
     })
@@ -150,15 +150,16 @@ pub(super) unsafe fn write_elements<T: ByteValued>(
     pieces(memory, at, bytes, Direction::Write, |dst, done, len| {
         let source = buf.cast::<u8>().wrapping_add(done);
         match whole::<T>(done, len) {
-            // SAFETY: `dst` is a guest operand of `len` bytes: a window. `done + len` is at most
-            // the size of the elements, so the source is valid (contract of this function). The two
-            // do not overlap: the window is a new mapping.
+            // SAFETY: `dst` is a guest operand of `len` bytes: a new mapping. `done + len` is at
+            // most the size of the elements, so the source is valid (contract of this function).
+            // The two do not overlap, since the mapping is new.
             Some(count) => unsafe {
                 access::copy_elements_to_guest(dst, source.cast::<T>(), count)
             },
-            // SAFETY: `dst` is a guest operand of `len` bytes: a window. `done + len` is at most
-            // the size of the elements, so the source is valid and initialised (contract of this
-            // function, and of `ByteValued`). The two do not overlap: the window is a new mapping.
+            // SAFETY: `dst` is a guest operand of `len` bytes: a new mapping. `done + len` is at
+            // most the size of the elements, so the source is valid and initialised (contract of
+            // this function, and of `ByteValued`). The two do not overlap, since the mapping is
+            // new.
             None => unsafe { access::copy_to_guest(dst, source, len) },
         }
     })
@@ -179,8 +180,8 @@ fn whole<T>(done: usize, len: usize) -> Option<usize> {
 
 /// Copies bytes between overlapping ranges of one memory, through a buffer.
 ///
-/// Two windows of the same pages have different addresses, so a copy between them would not see the
-/// overlap.
+/// Two mappings of the same pages have different addresses, so a copy between them would not see
+/// the overlap.
 #[cold]
 #[inline(never)]
 pub(super) fn copy_overlapping(
@@ -211,19 +212,19 @@ pub(super) fn copy_overlapping(
 /// Maps the first of `len` bytes, at least one, until the result is dropped.
 ///
 /// If there are fewer than `len`, also returns the error of mapping more.
-pub(super) fn window(
+pub(super) fn map_until_drop(
     memory: OnDemand<'_>,
     at: usize,
     len: usize,
     direction: Direction,
 ) -> super::Result<(MappedGrants, Option<super::Error>)> {
-    let window = memory.map_first(at, len, usize::MAX, direction);
-    let (window, error) = window.map_err(super::Error::IOError)?;
-    let error = match (error, window.size() == len) {
+    let grants = memory.map_first(at, len, usize::MAX, direction);
+    let (grants, error) = grants.map_err(super::Error::IOError)?;
+    let error = match (error, grants.size() == len) {
         (Some(error), _) => Some(error),
         (None, true) => None,
         // A host whose pages are not those of Xen maps one at a time.
         (None, false) => Some(xen::unsupported()),
     };
-    Ok((window, error.map(super::Error::IOError)))
+    Ok((grants, error.map(super::Error::IOError)))
 }

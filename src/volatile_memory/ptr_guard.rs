@@ -44,14 +44,14 @@ pub struct PtrGuard {
     addr: *mut u8,
     len: usize,
     /// The mapping of memory that has no host address.
-    mapping: Option<Mapping>,
+    mapping: Option<GuardMapping>,
 }
 
 /// The mapping of a guard.
 #[derive(Debug)]
-enum Mapping {
+enum GuardMapping {
     /// The guest's pages.
-    Granted { _window: MappedGrants },
+    Granted { _grants: MappedGrants },
     /// Addresses that are not accessible, and the reason.
     Failed(Inaccessible),
 }
@@ -68,7 +68,7 @@ impl PtrGuard {
             Self {
                 addr: inaccessible.as_ptr(),
                 len,
-                mapping: Some(Mapping::Failed(inaccessible)),
+                mapping: Some(GuardMapping::Failed(inaccessible)),
             }
         })
     }
@@ -88,8 +88,8 @@ impl PtrGuard {
             if len == 0 {
                 return Ok(Self::mapped(core::ptr::NonNull::dangling().as_ptr(), 0));
             }
-            let window = memory.map(location.addr(), len, direction)?;
-            return Ok(Self::of_window(window));
+            let grants = memory.map(location.addr(), len, direction)?;
+            return Ok(Self::of_grants(grants));
         }
         Ok(Self::mapped(location.as_ptr(), len))
     }
@@ -104,8 +104,8 @@ impl PtrGuard {
     #[inline]
     pub(super) fn first(location: Location<'_>, len: usize, direction: Direction) -> Result<Self> {
         if let (Some(memory), true) = (location.on_demand(), len != 0) {
-            let (window, _) = on_demand::window(memory, location.addr(), len, direction)?;
-            return Ok(Self::of_window(window));
+            let (grants, _) = on_demand::map_until_drop(memory, location.addr(), len, direction)?;
+            return Ok(Self::of_grants(grants));
         }
         Self::try_new(location, len, direction).map_err(super::Error::IOError)
     }
@@ -120,11 +120,11 @@ impl PtrGuard {
         }
     }
 
-    fn of_window(window: MappedGrants) -> Self {
+    fn of_grants(grants: MappedGrants) -> Self {
         Self {
-            addr: window.as_ptr(),
-            len: window.size(),
-            mapping: Some(Mapping::Granted { _window: window }),
+            addr: grants.as_ptr(),
+            len: grants.size(),
+            mapping: Some(GuardMapping::Granted { _grants: grants }),
         }
     }
 
@@ -154,7 +154,7 @@ impl PtrGuard {
     /// ```
     pub fn error(&self) -> Option<&io::Error> {
         match &self.mapping {
-            Some(Mapping::Failed(inaccessible)) => Some(inaccessible.error()),
+            Some(GuardMapping::Failed(inaccessible)) => Some(inaccessible.error()),
             _ => None,
         }
     }

@@ -93,13 +93,13 @@ impl MappedGrants {
     }
 }
 
-/// A window that stays mapped until the last clone is dropped.
+/// Grants that stay mapped until the last clone is dropped.
 #[derive(Clone, Debug)]
 pub(crate) struct SharedGrants(Infallible);
 
 impl From<MappedGrants> for SharedGrants {
-    fn from(window: MappedGrants) -> Self {
-        match window.0 {}
+    fn from(grants: MappedGrants) -> Self {
+        match grants.0 {}
     }
 }
 

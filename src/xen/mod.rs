@@ -20,7 +20,7 @@
 //! - A value that owns an entry of gntdev or a VMA releases it on drop. So a mapping that fails
 //!   releases everything that was mapped before.
 //! - Nothing stays mapped after the access, the guard or the region that needed it. While a page is
-//!   mapped, the guest cannot revoke its grant, and its driver would stop using the device.
+//!   mapped, the guest cannot end its grant, and its driver cannot reuse the page.
 
 mod area;
 mod copy;

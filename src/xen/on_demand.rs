@@ -32,7 +32,7 @@ pub(crate) struct MappedGrants {
     size: usize,
 }
 
-/// A window that stays mapped until the last clone is dropped.
+/// Grants that stay mapped until the last clone is dropped.
 pub(crate) type SharedGrants = Arc<MappedGrants>;
 
 impl MappedGrants {
@@ -131,7 +131,7 @@ impl MmapXen {
         let mut tried = pages.min(TRANSFER_PAGES);
         while works < tried && tried < fails {
             match self.map_references(all.in_pages(tried), direction, REQUEST_PAGES) {
-                Ok(window) => (works, found) = (tried, Some(window)),
+                Ok(grants) => (works, found) = (tried, Some(grants)),
                 Err(lower) => (fails, error) = (tried, Some(lower)),
             }
             tried = match error {
@@ -140,7 +140,7 @@ impl MmapXen {
             };
         }
         match found {
-            Some(window) => Ok((window, error)),
+            Some(grants) => Ok((grants, error)),
             // There is at least one page.
             None => Err(error.unwrap_or_else(invalid)),
         }
