@@ -219,6 +219,8 @@ impl<S: MappingSource> AskingIommu<S> {
     /// ```
     #[must_use = "until it is done, a device may use the removed mappings"]
     pub fn close(&self) -> Invalidation {
+        // Release: a request that sees it also sees what the caller did before. A request that has
+        // not seen it waits, and `wake` takes the lock under which that request checks again.
         self.shared.closed.store(true, Ordering::Release);
         let invalidation = self.shared.iotlb.invalidate_all();
         self.shared.iotlb.snapshots().wake();
@@ -227,6 +229,7 @@ impl<S: MappingSource> AskingIommu<S> {
 
     /// Returns whether [`close`](Self::close) was called.
     pub fn is_closed(&self) -> bool {
+        // Acquire: pairs with the store in `close`.
         self.shared.closed.load(Ordering::Acquire)
     }
 }
@@ -248,6 +251,7 @@ impl<S: MappingSource> Shared<S> {
             iotlb: &self.iotlb,
             waits: Waits::default(),
         };
+        // Acquire: pairs with the store in `close`.
         let is_closed = || self.closed.load(Ordering::Acquire);
         let (mut lookups, mut is_late) = (0usize, false);
         // The number of addresses that the last requests were made for.

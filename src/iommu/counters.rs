@@ -27,6 +27,7 @@ struct Shard {
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
+    // Relaxed: any number does, and it protects no other memory.
     static SHARD: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS;
 }
 
@@ -37,12 +38,14 @@ impl LookupCounters {
         let shard = SHARD.try_with(|shard| *shard).unwrap_or(0);
         if let Some(shard) = self.shards.get(shard) {
             let counter = if hit { &shard.hits } else { &shard.misses };
+            // Relaxed: a statistic, which protects no other memory.
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Returns the numbers of hits and misses.
     pub(super) fn sums(&self) -> (u64, u64) {
+        // Relaxed: a statistic, which protects no other memory.
         let sum = |of: fn(&Shard) -> &AtomicU64| {
             self.shards
                 .iter()

@@ -53,6 +53,7 @@ impl VmaBudget {
 
     /// Returns the number of VMAs that are in no share.
     pub(crate) fn available() -> usize {
+        // Relaxed: the number may change before the caller uses it, and protects no other memory.
         vma_limit().saturating_sub(IN_USE.load(Ordering::Relaxed))
     }
 
@@ -60,6 +61,7 @@ impl VmaBudget {
     pub(crate) fn release(&mut self, less: usize) {
         let less = less.min(self.0);
         self.0 = self.0.saturating_sub(less);
+        // Relaxed: the number protects no other memory.
         IN_USE.fetch_sub(less, Ordering::Relaxed);
     }
 

@@ -173,6 +173,7 @@ impl LogBitmap {
     /// that it cannot set. The log ends before the page, or the front end has truncated its file. A
     /// migration would lose these pages: report an error to the front end.
     pub fn lost_marks(&self) -> u64 {
+        // Acquire: pairs with the increment. Who sees a mark that was lost also sees the write.
         self.lost.load(Ordering::Acquire)
     }
 }
@@ -192,7 +193,7 @@ impl Bitmap for LogBitmap {
     fn mark_dirty(&self, offset: usize, len: usize) {
         self.logs.mark_each(|log| {
             if !log.mark(offset, len) {
-                // Wraps only after 2^64 lost marks.
+                // Wraps only after 2^64 lost marks. Release: see `lost_marks`.
                 self.lost.fetch_add(1, Ordering::AcqRel);
             }
         });
