@@ -41,7 +41,6 @@ struct Device<'a> {
 
 impl Device<'_> {
     /// Handles a request for blocks at `addr`. The driver may pass any values.
-    ///
     /// The responses are those of virtio 1.2, sections 5.15.6.3 to 5.15.6.6.
     fn handle(&mut self, kind: Kind, addr: GuestAddress, blocks: u16) -> Response {
         let len = u64::from(blocks) * BLOCK.get();
@@ -57,7 +56,8 @@ impl Device<'_> {
             (Kind::Plug, Ok(PlugState::Unplugged)) if len > free => return Response::Nack,
             (Kind::Plug, Ok(PlugState::Unplugged)) => match plug(self.memory, addr, len) {
                 Ok(changed) => self.plugged_size += changed,
-                Err(_) => return Response::Busy,
+                Err(error) if error.is_shortage() => return Response::Busy,
+                Err(_) => return Response::Error,
             },
             (Kind::Unplug, Ok(PlugState::Plugged)) => {
                 self.plugged_size -= unplug(self.memory, addr, len).unwrap_or(len);
