@@ -200,7 +200,7 @@ impl DirtyMemory {
     /// harvest finds it.
     ///
     /// If the regions have changed and memory runs out, the process ends, as it does for a `Vec`.
-    /// Call [`try_reserve`](Self::try_reserve) first to get an error instead.
+    /// Call [`try_reserve`](Self::try_reserve) first to get an error for large allocations.
     pub fn harvest<M>(&mut self, memory: &M)
     where
         M: GuestMemoryBackend + ?Sized,
@@ -234,8 +234,8 @@ impl DirtyMemory {
 
     /// Allocates the sets of pages for the regions of a memory.
     ///
-    /// The next harvest of the same memory then allocates none. Pages that are in the set stay, as
-    /// in a [harvest](Self::harvest). Does nothing if the regions have not changed.
+    /// The next harvest of the same memory then allocates no such set. Pages that are in the set
+    /// stay, as in a [harvest](Self::harvest). Does nothing if the regions have not changed.
     ///
     /// A new set then has the regions of the memory and no pages, and the bitmaps keep their marks.
     /// Only a harvest or [`add_log`](Self::add_log) finds the bytes that cannot be read.
@@ -261,8 +261,10 @@ impl DirtyMemory {
     ///
     /// # Errors
     ///
-    /// Returns an error if memory runs out. No page is lost then: the set keeps its pages, and the
-    /// bitmaps keep their marks.
+    /// Returns an error if the sets of pages cannot be allocated. No page is lost then: this set
+    /// keeps its pages, and the bitmaps keep their marks. Smaller allocations, of some words for
+    /// each region, end the process if they fail, as for a `Vec`. The same applies to the list of
+    /// unplugged ranges in each harvest.
     pub fn try_reserve<M>(&mut self, memory: &M) -> Result<(), TryReserveError>
     where
         M: GuestMemoryBackend + ?Sized,

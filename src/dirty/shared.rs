@@ -69,7 +69,7 @@ impl Drop for Distribution<'_> {
 impl SharedMarks {
     /// Finds the ranges of bitmaps that regions share, and records in each region its range.
     ///
-    /// Returns an error if memory runs out.
+    /// Returns an error if a set of pages cannot be allocated.
     pub(super) fn try_find(regions: &mut [DirtyRegion]) -> Result<Vec<Self>, TryReserveError> {
         for region in regions.iter_mut() {
             region.shared = None;

@@ -197,7 +197,7 @@ impl<T: Replay> Snapshots<T> {
 
     /// Waits until all requests of a reader were resolved or taken back, or `is_over` returns true.
     ///
-    /// Ends at the deadline at the latest, and returns whether it is still to come. Call
+    /// Returns at the deadline at the latest, and `true` if it returns earlier. Call
     /// [`wake`](Self::wake) after changing the result of `is_over`.
     pub(super) fn wait(
         &self,

@@ -158,6 +158,7 @@
 //!   region requires seals, or no region of a description uses them, or they are received
 //!   [`Descriptors`]. There are at most 64 such threads. They make the calls of [`prefault()`] with
 //!   two threads.
+//! - Functions that are in neither the table nor this list make no calls of their own.
 //! - [`MemoryBuilder::prefault`] adds the calls of [`prefault()`] to the build.
 //! - [`Region::build`] and [`MemoryBuilder::build_regions`] make the calls of
 //!   [`MemoryBuilder::build`].

@@ -1,9 +1,9 @@
 //! Guest memory for vhost-user back ends, on [`vm_memory`].
 //!
 //! The crates `vhost` and `vhost-user-backend` own the socket of a back end. This crate has the
-//! parts that concern memory. It translates the front end's addresses, and keeps the IOTLB of a
-//! device behind an IOMMU. It marks dirty pages in the front end's log. It has no thread. It
-//! supports Unix only.
+//! parts that concern memory. It translates the front end's addresses, keeps the IOTLB of a device
+//! behind an IOMMU, and marks dirty pages in the front end's log. It starts no thread, and supports
+//! Unix only.
 //!
 //! ```text
 //!   front end (VMM)                             back end (device)

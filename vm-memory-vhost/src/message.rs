@@ -248,6 +248,9 @@ impl IotlbMessage {
     /// The length of an IOTLB message in bytes, without its header.
     pub const SIZE: usize = 32;
 
+    /// The length of an IOTLB message in bytes, with its header.
+    pub const MESSAGE_SIZE: usize = Header::SIZE.saturating_add(Self::SIZE);
+
     /// Returns the name of the type, as the kernel defines it.
     pub(crate) fn type_name(&self) -> &'static str {
         match self {
@@ -257,9 +260,6 @@ impl IotlbMessage {
             Self::AccessFail { .. } => "VHOST_IOTLB_ACCESS_FAIL",
         }
     }
-
-    /// The length of an IOTLB message in bytes, with its header.
-    pub const MESSAGE_SIZE: usize = Header::SIZE.saturating_add(Self::SIZE);
 
     /// Creates the header of an IOTLB message: [`VHOST_USER_IOTLB_MSG`] of a front end, or
     /// [`VHOST_USER_BACKEND_IOTLB_MSG`] of a back end.

@@ -207,7 +207,7 @@ impl MemoryRegion {
     ///
     /// A front end may truncate its file later, and an access then raises SIGBUS. Require seals
     /// (see [`MemoryRegion`]), or install the handler of [`vm_memory::fault`]. The latter does not
-    /// help against a file that the front end serves itself (FUSE): accesses may wait for ever.
+    /// help against a file that the front end serves itself (FUSE): accesses may never return.
     ///
     /// # Errors
     ///

@@ -1,9 +1,9 @@
 //! The checks of a request that need no mapping.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use vm_memory::fault;
 use vm_memory::mmap::PluggedBlocksError;
-
-use std::collections::{BTreeMap, BTreeSet};
 
 use super::files::check_name;
 use super::needed::Needed;

@@ -9,7 +9,7 @@ use crate::sys;
 
 /// The maximum number of threads of this process that close files.
 ///
-/// A server that never replies keeps its thread for ever, and each description can bring one.
+/// A server that never replies keeps its thread forever, and each description can bring one.
 const MAX_THREADS: usize = 64;
 
 /// The files that no thread closes yet, and the threads that close them.

@@ -123,7 +123,6 @@ use crate::sys::{self, Advice, Mapped};
 #[doc(alias = "fallocate")]
 #[doc(alias = "FALLOC_FL_PUNCH_HOLE")]
 #[doc(alias = "MADV_DONTNEED")]
-#[doc(alias = "deflate")]
 pub fn discard<M>(memory: &M, addr: GuestAddress, len: u64) -> Result<u64, ChangeError>
 where
     M: GuestMemoryBackend,

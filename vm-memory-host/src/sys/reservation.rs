@@ -320,14 +320,14 @@ fn is_mapped(addr: *mut u8, len: usize) -> bool {
             // for each page of `step`. It accesses no byte of the range.
             check(unsafe { libc::mincore(at, here, pages.as_mut_ptr()) })
         };
-        // Only ENOMEM means a hole. EAGAIN means that the kernel lacks a page for the answer now.
+        // Only ENOMEM means a hole. EAGAIN means that the kernel lacks a page for the result now.
         // Any other error comes from a seccomp filter.
-        let answer = (0..TRIES).find_map(|_| match check_part().map_err(|e| e.raw_os_error()) {
+        let known = (0..TRIES).find_map(|_| match check_part().map_err(|e| e.raw_os_error()) {
             Ok(()) => Some(true),
             Err(Some(libc::EAGAIN)) => None,
             Err(error) => Some(error != Some(libc::ENOMEM)),
         });
-        answer.unwrap_or(true)
+        known.unwrap_or(true)
     })
 }
 
