@@ -38,6 +38,9 @@
 //! - A front end can truncate a file, or serve it without ever replying (FUSE). Accept only files
 //!   with the seal `F_SEAL_SHRINK`, as [`MemoryRegion`] shows.
 //!   [`SharedLog::map`](log::SharedLog::map) does so for the file of a log.
+//! - A file with this seal can still lack a huge page (hugetlbfs) or have a memory error. Call
+//!   [`fault::install`](vm_memory::fault::install): such an access then returns an error, and does
+//!   not end the process.
 //!
 //! # System calls
 //!
@@ -48,7 +51,7 @@
 //! | run time | [`IotlbMessage::apply`] | if an access waits for the mapping | `futex` |
 //! | run time | [`BackendChannel`] | for each miss, and for each access that is not permitted | those of its writer |
 //! | migration | `log::SharedLog::create` | always | `prlimit64`, `memfd_create`, `ftruncate`, `fcntl`, `fstat`, or `newfstatat`, and `mmap` |
-//! | migration | [`log::SharedLog::map`] | always | `fcntl`, `fstat`, or `newfstatat`, and `mmap` |
+//! | migration | [`log::SharedLog::map`] | always | `fcntl`, `fstatfs`, `fstat`, or `newfstatat`, and `mmap` |
 //! | migration | [`log::SharedLog::map_unsealed`] | always | `fstat`, or `newfstatat`, and `mmap` |
 //! | migration | [`log::SharedLog`] | dropped | `munmap`, `close` |
 //! | migration | [`log::LogBitmap::replace`] | while threads mark in the old log | `clock_nanosleep` |

@@ -205,9 +205,10 @@ impl MemoryRegion {
     /// The latter expects ranges in ascending order: use [`file_ranges`](Self::file_ranges) for
     /// several regions.
     ///
-    /// A front end may truncate its file later, and an access then raises SIGBUS. Require seals
-    /// (see [`MemoryRegion`]), or install the handler of [`vm_memory::fault`]. The latter does not
-    /// help against a file that the front end serves itself (FUSE): accesses may never return.
+    /// A front end may truncate its file later, and an access then raises SIGBUS. So does an access
+    /// to a page of hugetlbfs for which no huge page is left, also in a sealed file. Install the
+    /// handler of [`vm_memory::fault`]. It does not help against a file that the front end serves
+    /// itself (FUSE), where accesses may wait without limit: require seals (see [`MemoryRegion`]).
     ///
     /// # Errors
     ///

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use test_support::{refuse_calls, skipped};
 use vm_memory::bitmap::{ArcSlice, AtomicBitmap, Bitmap};
 use vm_memory::dirty::DirtyMemory;
 use vm_memory::iommu::{MarkedIommuMemory, SharedIotlb};
@@ -50,9 +51,9 @@ fn memory(bitmap: &Arc<LogBitmap>, regions: &[(u64, usize)]) -> Memory {
 #[test]
 fn create_without_permission_to_read_limits_makes_log() {
     let create = || SharedLog::create(4096);
-    match test_support::refuse_calls(libc::SYS_prlimit64, libc::EPERM, create) {
+    match refuse_calls(libc::SYS_prlimit64, libc::EPERM, create) {
         Ok(log) => assert_eq!(log.unwrap().pages(), 8 * 4096),
-        Err(error) => test_support::skipped(
+        Err(error) => skipped(
             "create_without_permission_to_read_limits_makes_log",
             format!("no seccomp filters: {error}"),
         ),
@@ -242,6 +243,31 @@ fn map_of_file_without_shrink_seal_returns_the_file() {
     SharedLog::map(created.file().try_clone().unwrap(), 0, 0x1000).unwrap();
 }
 
+/// The kernel raises SIGBUS on an access to a page of hugetlbfs, if it has no huge page left.
+#[cfg(target_os = "linux")]
+#[test]
+fn map_of_sealed_hugetlb_file_returns_the_file() {
+    use rustix::fs::{fcntl_add_seals, memfd_create, MemfdFlags, SealFlags};
+
+    const HUGE: u64 = 2 << 20;
+    let flags = MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    let memfd = match memfd_create("log", flags) {
+        Ok(memfd) => File::from(memfd),
+        Err(error) => {
+            let why = format!("no pages of 2 MiB: {error}");
+            return skipped("map_of_sealed_hugetlb_file_returns_the_file", why);
+        }
+    };
+    memfd.set_len(HUGE).unwrap();
+    fcntl_add_seals(&memfd, SealFlags::SHRINK).unwrap();
+    match SharedLog::map(memfd, 0, 0x1000) {
+        Err(LogError::HugePages { file }) => {
+            assert_eq!(File::from(file).metadata().unwrap().len(), HUGE);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn replace_with_log_that_is_too_short_returns_error_and_keeps_the_old_log() {
     let bitmap = Arc::new(LogBitmap::new());
@@ -316,7 +342,7 @@ fn replaced_log_has_earlier_marks_and_new_log_has_later_ones() {
 fn truncated_log_loses_marks_without_ending_the_process() {
     if let Err(error) = fault::install() {
         let test = "truncated_log_loses_marks_without_ending_the_process";
-        test_support::skipped(test, error);
+        skipped(test, error);
         return;
     }
     let file = file(4 * PAGE as u64);

@@ -37,6 +37,12 @@ pub enum LogError {
         /// separate thread.
         file: OwnedFd,
     },
+    /// The file is not on tmpfs. On hugetlbfs, an access to a missing page raises SIGBUS.
+    #[error("the file of the dirty log is not on tmpfs; use a memfd without MFD_HUGETLB")]
+    HugePages {
+        /// The file.
+        file: OwnedFd,
+    },
     /// The file cannot be mapped, or is shorter than the log.
     #[error("cannot map the dirty log")]
     Map(#[source] MmapRegionError),

@@ -35,14 +35,16 @@ const BLOCK: usize = 4096;
 ///
 /// # Files of an untrusted peer
 ///
-/// On Linux, [`map`](Self::map) accepts only a file that no peer can truncate, because it has the
-/// seal `F_SEAL_SHRINK` of fcntl(2). Front ends send a memfd with this seal. No file that the peer
-/// serves itself (FUSE) can have it.
+/// On Linux, [`map`](Self::map) accepts only a memfd on tmpfs that no peer can truncate, because it
+/// has the seal `F_SEAL_SHRINK` of fcntl(2). Front ends send such a memfd. No file that the peer
+/// serves itself (FUSE) can have the seal. hugetlbfs is refused: on an access to a page for which
+/// it has no huge page, the kernel raises SIGBUS.
 ///
 /// [`map_unsealed`](Self::map_unsealed) accepts any file:
 ///
-/// - The peer may truncate it. Call [`fault::install`](vm_memory::fault::install): an access past
-///   the end then returns an error, and does not end the process.
+/// - The peer may truncate it, or take the huge pages that it needs. Call
+///   [`fault::install`](vm_memory::fault::install): an access past the end or to a missing page
+///   then returns an error, and does not end the process.
 /// - The peer may serve it. The call, each mark, and the drop of the log can then wait without
 ///   limit.
 ///
@@ -92,12 +94,18 @@ impl SharedLog {
     ///
     /// - [`LogError::Unsealed`] on Linux, unless the file has the seal `F_SEAL_SHRINK`. The error
     ///   returns the file.
+    /// - [`LogError::HugePages`] on Linux, unless fstatfs(2) reports that the file is on tmpfs.
     /// - The errors of [`map_unsealed`](Self::map_unsealed).
     pub fn map(file: impl Into<OwnedFd>, offset: u64, size: u64) -> Result<Self, LogError> {
         let file = file.into();
         #[cfg(target_os = "linux")]
         if !cannot_shrink(&file) {
             return Err(LogError::Unsealed { file });
+        }
+        // The seal proves that the file has no server, for which fstatfs(2) could wait.
+        #[cfg(target_os = "linux")]
+        if !is_on_tmpfs(&file) {
+            return Err(LogError::HugePages { file });
         }
         Self::map_unsealed(file, offset, size)
     }
@@ -169,14 +177,14 @@ impl SharedLog {
     /// - [`LogError::Empty`] if `size` is 0.
     /// - [`LogError::Create`] if the kernel refuses the memfd, or the process may not create a file
     ///   of this size (`EFBIG`, `RLIMIT_FSIZE`).
-    /// - The errors of [`map`](Self::map).
+    /// - The errors of [`map_unsealed`](Self::map_unsealed).
     #[cfg(target_os = "linux")]
     pub fn create(size: u64) -> Result<Self, LogError> {
         if size == 0 {
             return Err(LogError::Empty);
         }
         let file = sealed_memfd(size).map_err(LogError::Create)?;
-        Self::map(file, 0, size)
+        Self::map_unsealed(file, 0, size)
     }
 
     /// Returns the file that contains the log.
@@ -295,6 +303,16 @@ impl SharedLog {
 fn cannot_shrink(file: &OwnedFd) -> bool {
     let seals = rustix::fs::fcntl_get_seals(file);
     seals.is_ok_and(|seals| seals.contains(rustix::fs::SealFlags::SHRINK))
+}
+
+/// Returns whether a file is on tmpfs, whose pages are allocated on access. hugetlbfs also has
+/// seals, but a limited number of pages.
+#[cfg(target_os = "linux")]
+fn is_on_tmpfs(file: &OwnedFd) -> bool {
+    /// `TMPFS_MAGIC` (Linux `include/uapi/linux/magic.h`).
+    const TMPFS: i128 = 0x01021994;
+
+    rustix::fs::fstatfs(file).is_ok_and(|stat| i128::from(stat.f_type) == TMPFS)
 }
 
 /// Creates a memfd of `size` zeroes whose length cannot change.
