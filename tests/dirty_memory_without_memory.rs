@@ -1,5 +1,5 @@
-//! `DirtyMemory::try_reserve` returns an error if memory runs out, and loses no page. The allocator
-//! of this program fails on request, so it is a separate program.
+//! `DirtyMemory::try_reserve` returns an error if the pages of a region cannot be allocated, and
+//! loses no page. The allocator of this program fails on request, so it is a separate program.
 #![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
 #![expect(unsafe_code, reason = "implements an allocator that fails")]
 

@@ -194,8 +194,8 @@ pub trait Bitmap: for<'a> WithBitmapSlice<'a> {
     ///
     /// The default does nothing.
     ///
-    /// A slice, such as an `ArcSlice`, grows its bitmap by this method. If memory runs out, nothing
-    /// changes.
+    /// A slice, such as an `ArcSlice`, grows its bitmap by this method. If the words of the new
+    /// pages cannot be allocated, nothing changes.
     fn grow_shared(&self, len: usize) {
         let _ = len;
     }

@@ -28,7 +28,7 @@ pub(super) struct DirtyRegion {
 }
 
 impl DirtyRegion {
-    /// Creates an empty set for a region. Returns an error if memory runs out.
+    /// Creates an empty set for a region. Returns an error if it cannot be allocated.
     pub(super) fn try_new<R: GuestMemoryRegion>(
         region: &R,
         log: &dyn DirtyLog,

@@ -50,7 +50,7 @@ impl MarksChain {
     ///
     /// # Errors
     ///
-    /// Returns an error if memory runs out.
+    /// Returns an error if the words cannot be allocated. The part itself ends the process then.
     pub(super) fn grow_to(&self, words: usize) -> Result<(), TryReserveError> {
         let Some(last) = self.parts().last() else {
             return Ok(());

@@ -183,7 +183,9 @@ impl AtomicBitmap {
     ///
     /// # Errors
     ///
-    /// Returns an error if memory runs out. The bitmap is then unchanged.
+    /// Returns an error if the words of the new pages cannot be allocated. The bitmap is then
+    /// unchanged. The small list entry for these words ends the process if it cannot be allocated,
+    /// as an entry of a `Vec` does.
     #[doc(alias = "hotplug")]
     pub fn grow(&self, byte_size: usize) -> Result<(), TryReserveError> {
         let _guard = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
