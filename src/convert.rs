@@ -4,13 +4,13 @@
 
 /// Converts a host size to 64 bits.
 #[inline(always)]
-pub(crate) fn to_u64(size: usize) -> u64 {
+pub fn to_u64(size: usize) -> u64 {
     u64::try_from(size).unwrap_or(u64::MAX)
 }
 
 /// Converts a 64-bit size to a host size.
 #[inline(always)]
-pub(crate) fn to_usize(size: u64) -> usize {
+pub fn to_usize(size: u64) -> usize {
     usize::try_from(size).unwrap_or(usize::MAX)
 }
 

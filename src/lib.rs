@@ -230,6 +230,13 @@ mod messages;
 mod access;
 pub use access::fault;
 pub mod address;
+/// Arithmetic that the other crates of this repository share. It is not part of the interface.
+#[doc(hidden)]
+pub mod arithmetic {
+    #[cfg(any(feature = "backend-bitmap", feature = "backend-mmap"))]
+    pub use crate::bits::{bit_number, words_of, WORD_BITS};
+    pub use crate::convert::{to_u64, to_usize};
+}
 #[cfg(feature = "backend-atomic")]
 pub mod atomic;
 #[expect(

@@ -23,6 +23,6 @@ pub(crate) use runs::BitRuns;
 pub(crate) use single::{bits_between, each_bit, position};
 #[cfg(feature = "backend-bitmap")]
 pub(crate) use summary::{summary_slot, LINE_BITS, LINE_WORDS, SUMMARY_BITS, SUMMARY_WORDS};
-pub(crate) use words::{bit_number, words_of, WORD_BITS};
+pub use words::{bit_number, words_of, WORD_BITS};
 #[cfg(feature = "backend-bitmap")]
 pub(crate) use words::{for_each_word, mask};

@@ -3,11 +3,11 @@
 use core::ops::Range;
 
 /// The number of bits in a word.
-pub(crate) const WORD_BITS: usize = 64;
+pub const WORD_BITS: usize = 64;
 
 /// Converts the number or the count of bits in a word.
 #[inline]
-pub(crate) fn bit_number(number: u32) -> usize {
+pub fn bit_number(number: u32) -> usize {
     usize::try_from(number).unwrap_or(WORD_BITS)
 }
 
@@ -27,7 +27,7 @@ pub(crate) fn mask(first: usize, end: usize) -> u64 {
 
 /// Returns the words that have bits of the range, ascending, each with a mask of those bits.
 #[inline]
-pub(crate) fn words_of(range: Range<usize>) -> impl Iterator<Item = (usize, u64)> {
+pub fn words_of(range: Range<usize>) -> impl Iterator<Item = (usize, u64)> {
     let Range { start, end } = range;
     let last_bit = end.saturating_sub(1);
     let (first, last) = (start / WORD_BITS, last_bit / WORD_BITS);

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, Write};
 use std::sync::{Mutex, PoisonError};
 
+use vm_memory::arithmetic::to_u64;
 use vm_memory::iommu::{IovaRange, MappingSource};
 use vm_memory::Permissions;
 
@@ -110,19 +111,14 @@ impl<W: Write + Send> BackendChannel<W> {
     }
 }
 
-/// Returns the length of a range in a message.
-fn size_of(range: &IovaRange) -> u64 {
-    u64::try_from(range.length).unwrap_or(u64::MAX)
-}
-
 impl<W: Write + Send> MappingSource for BackendChannel<W> {
     fn request_mapping(&self, range: &IovaRange, access: Permissions) -> io::Result<()> {
-        let (iova, size) = (range.base, size_of(range));
+        let (iova, size) = (range.base, to_u64(range.length));
         self.send(&IotlbMessage::Miss { iova, size, access })
     }
 
     fn report_refusal(&self, range: &IovaRange, access: Permissions) -> io::Result<()> {
-        let (iova, size) = (range.base, size_of(range));
+        let (iova, size) = (range.base, to_u64(range.length));
         self.send(&IotlbMessage::AccessFail { iova, size, access })
     }
 }

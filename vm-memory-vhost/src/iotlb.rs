@@ -1,5 +1,6 @@
 //! The effect of IOTLB messages on an IOTLB.
 
+use vm_memory::arithmetic::{to_u64, to_usize};
 use vm_memory::iommu::{Error, Invalidation, IovaRange, SharedIotlb};
 use vm_memory::GuestAddress;
 
@@ -34,7 +35,7 @@ fn passes_the_end(iova: GuestAddress, size: u64) -> ApplyError {
 fn refusal(iova: GuestAddress, size: u64, reason: &str) -> ApplyError {
     let iova_range = IovaRange {
         base: iova,
-        length: usize::try_from(size).unwrap_or(usize::MAX),
+        length: to_usize(size),
     };
     ApplyError::Iotlb(Error::CannotResolve {
         iova_range,
@@ -123,7 +124,7 @@ impl IotlbMessage {
                     let at = GuestAddress(next);
                     change = Some(iotlb.set_mapping(at, target, length, permissions)?);
                     // Wraps only after the last range, if that ends at 2^64.
-                    next = next.wrapping_add(u64::try_from(length).unwrap_or(u64::MAX));
+                    next = next.wrapping_add(to_u64(length));
                 }
                 // The range is not empty, so there was a mapping. Its change is the last one, and
                 // includes the earlier ones.

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use vm_memory::arithmetic::to_usize;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::discard::{discard_whole, refuse_read_only};
@@ -63,7 +64,7 @@ where
     })?;
     let mut freed = 0u64;
     for part in parts {
-        let page = usize::try_from(part.mapping.page_size()).unwrap_or(usize::MAX);
+        let page = to_usize(part.mapping.page_size());
         let (start, end) = (part.offset, part.offset.saturating_add(part.len));
         let first = start.checked_next_multiple_of(page).unwrap_or(end).min(end);
         let rest = end.checked_rem(page).unwrap_or(0);

@@ -28,6 +28,8 @@ pub(crate) use reservation::{
     populates_mappings, resident_of_file, still_mapped, Reserved, Source,
 };
 pub(crate) use threads::{run_detached, run_on_threads, Cpus};
+/// Converts a length.
+pub(crate) use vm_memory::arithmetic::to_u64 as bytes;
 
 use std::io::{Error, Result};
 
@@ -88,11 +90,6 @@ fn soft_limit(resource: Resource) -> Option<u64> {
     // SAFETY: getrlimit(2) writes one `rlimit` to its argument, a live reference to one.
     let result = unsafe { libc::getrlimit(resource, &mut limit) };
     (result == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
-}
-
-/// Converts a length. No target of Linux has a `usize` of more than 64 bits.
-pub(crate) fn bytes(len: usize) -> u64 {
-    u64::try_from(len).unwrap_or(u64::MAX)
 }
 
 /// Turns the result of a system call into an error if it is negative.

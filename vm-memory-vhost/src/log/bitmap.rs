@@ -4,6 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use vm_memory::arithmetic::to_usize;
 use vm_memory::bitmap::{ArcSlice, Bitmap, RefSlice, WithBitmapSlice};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
@@ -115,7 +116,7 @@ impl LogBitmap {
     #[must_use]
     pub fn slice(self: &Arc<Self>, start: GuestAddress) -> ArcSlice<Self> {
         // A log has no bits for addresses above `usize::MAX`, so such a mark counts as lost.
-        let offset = usize::try_from(start.0).unwrap_or(usize::MAX);
+        let offset = to_usize(start.0);
         ArcSlice::new(Arc::clone(self), offset)
     }
 

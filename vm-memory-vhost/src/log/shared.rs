@@ -6,6 +6,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use vm_memory::arithmetic::{to_u64, words_of};
 use vm_memory::dirty::LogWords;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{
@@ -22,8 +23,6 @@ pub const LOG_PAGE_SIZE: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero
 const MAPPING_ALIGNMENT: u64 = 1 << 16;
 /// The number of bytes in a word.
 const WORD: usize = 8;
-/// The number of pages of a word.
-const WORD_BITS: usize = 64;
 /// The number of bytes that a harvest skips at once, if they are 0.
 const BLOCK: usize = 4096;
 
@@ -200,9 +199,7 @@ impl SharedLog {
 
     /// Returns the number of pages for which the log has bits.
     pub fn pages(&self) -> u64 {
-        u64::try_from(self.size)
-            .unwrap_or(u64::MAX)
-            .saturating_mul(8)
+        to_u64(self.size).saturating_mul(8)
     }
 
     /// Reads and clears the log, and returns it for [`DirtyMemory::harvest_with`].
@@ -261,7 +258,7 @@ impl SharedLog {
             return false;
         };
         let mut is_marked = self.has_page(last);
-        for (word, pages) in words_of(first, last) {
+        for (word, pages) in words_of(first..last.saturating_add(1)) {
             let at = word.saturating_mul(WORD);
             if at >= self.size {
                 break;
@@ -358,21 +355,6 @@ pub(super) fn pages_of<M: GuestMemoryBackend + ?Sized>(memory: &M) -> u64 {
         0 => 0,
         _ => (memory.last_addr().0 / 4096).saturating_add(1),
     }
-}
-
-/// Returns the words that have bits of the pages from `first` to `last`, each with those bits.
-fn words_of(first: usize, last: usize) -> impl Iterator<Item = (usize, u64)> {
-    let (first_word, last_word) = (first / WORD_BITS, last / WORD_BITS);
-    (first_word..=last_word).map(move |word| {
-        let mut bits = u64::MAX;
-        if word == first_word {
-            bits &= u64::MAX << (first % WORD_BITS);
-        }
-        if word == last_word {
-            bits &= u64::MAX >> (WORD_BITS - 1).saturating_sub(last % WORD_BITS);
-        }
-        (word, bits)
-    })
 }
 
 /// Sets bits of the word at an offset, whether they are set or not. Bits past the end are ignored.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-const WORD_BITS: usize = 64;
+use vm_memory::arithmetic::{bit_number, words_of, WORD_BITS};
 
 /// The pages of one region that are in a balloon, by their larger page.
 ///
@@ -84,9 +84,11 @@ impl Collected {
         let Collected::Some { count, words } = self else {
             return false;
         };
-        for (word, mask) in words_of(words, pages) {
-            *count = count.saturating_add(ones(mask & !*word));
-            *word |= mask;
+        for (number, mask) in words_of(pages) {
+            if let Some(word) = words.get_mut(number) {
+                *count = count.saturating_add(bit_number((mask & !*word).count_ones()));
+                *word |= mask;
+            }
         }
         let is_complete = *count >= pages_each;
         if is_complete {
@@ -99,7 +101,7 @@ impl Collected {
     fn remove(&mut self, pages: Range<usize>, pages_each: usize) -> bool {
         if let Collected::All = self {
             let mut words = vec![0; pages_each.div_ceil(WORD_BITS)].into_boxed_slice();
-            for (word, mask) in words_of(&mut words, 0..pages_each) {
+            for (word, (_, mask)) in words.iter_mut().zip(words_of(0..pages_each)) {
                 *word = mask;
             }
             *self = Collected::Some {
@@ -110,36 +112,14 @@ impl Collected {
         let Collected::Some { count, words } = self else {
             return false;
         };
-        for (word, mask) in words_of(words, pages) {
-            *count = count.saturating_sub(ones(mask & *word));
-            *word &= !mask;
+        for (number, mask) in words_of(pages) {
+            if let Some(word) = words.get_mut(number) {
+                *count = count.saturating_sub(bit_number((mask & *word).count_ones()));
+                *word &= !mask;
+            }
         }
         *count == 0
     }
-}
-
-/// Returns the words with bits of a range, each with a mask of these bits.
-fn words_of(words: &mut [u64], bits: Range<usize>) -> impl Iterator<Item = (&mut u64, u64)> {
-    let (first, end) = (bits.start / WORD_BITS, bits.end.div_ceil(WORD_BITS));
-    let words = words.get_mut(first..end).unwrap_or_default();
-    words.iter_mut().zip(first..).map(move |(word, number)| {
-        let start = number.saturating_mul(WORD_BITS);
-        let from = bits.start.saturating_sub(start);
-        (word, below(bits.end.saturating_sub(start)) & !below(from))
-    })
-}
-
-/// Returns a word with the bits below `end` set.
-fn below(end: usize) -> u64 {
-    let bit = u32::try_from(end)
-        .ok()
-        .and_then(|end| 1u64.checked_shl(end));
-    bit.map_or(u64::MAX, |bit| bit.wrapping_sub(1))
-}
-
-/// Returns the number of bits that are set.
-fn ones(bits: u64) -> usize {
-    usize::try_from(bits.count_ones()).unwrap_or(0)
 }
 
 #[cfg(test)]

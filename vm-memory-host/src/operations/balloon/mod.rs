@@ -11,6 +11,7 @@ mod large_pages;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use vm_memory::arithmetic::to_usize;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::discard::discard_whole;
@@ -220,7 +221,7 @@ impl Balloon {
 
 /// Returns the number of a page in its region, given its offset in bytes.
 fn number_in_region(offset: usize) -> usize {
-    usize::try_from(pages_of(offset)).unwrap_or(usize::MAX)
+    to_usize(pages_of(offset))
 }
 
 /// Collects the pages of a part, and discards the larger pages that they complete.
