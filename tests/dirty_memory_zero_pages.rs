@@ -44,8 +44,8 @@ fn take_zero_pages_splits_set_by_content() {
     assert_eq!(DirtyMemory::new().take_zero_pages(&memory).total_pages(), 0);
 }
 
-#[test]
-fn take_zero_pages_leaves_pages_that_cannot_be_read() {
+/// Returns a region of two plugged blocks with two pages each.
+fn two_blocks() -> (GuestMemoryMmap<AtomicBitmap>, Arc<PluggedBlocks>) {
     let blocks = PluggedBlocks::new(4 * PAGE, NonZeroUsize::new(2 * PAGE).unwrap());
     let blocks = Arc::new(blocks.unwrap());
     blocks.plug(0, 4 * PAGE).unwrap();
@@ -54,7 +54,35 @@ fn take_zero_pages_leaves_pages_that_cannot_be_read() {
         .build()
         .unwrap();
     let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
-    let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
+    (GuestMemoryMmap::from_regions(vec![region]).unwrap(), blocks)
+}
+
+/// A destination that did not zero these pages would keep the bytes from before the unplugging.
+#[test]
+fn take_zero_pages_returns_pages_of_block_plugged_after_harvest_in_runs() {
+    let (memory, blocks) = two_blocks();
+    let mut dirty = DirtyMemory::new();
+    blocks.unplug(2 * PAGE, 2 * PAGE).unwrap();
+    dirty.harvest(&memory);
+    dirty.insert_all();
+    blocks.plug(2 * PAGE, 2 * PAGE).unwrap();
+    memory.write_obj(1u8, GuestAddress(0x3000)).unwrap();
+    let zero = dirty.take_zero_pages(&memory);
+    assert_eq!(runs(&zero), [(0, 3 * PAGE)]);
+    assert_eq!(zero.unreadable_runs().count(), 0);
+    // The set still has what it knew at the harvest.
+    let unreadable: Vec<_> = dirty.unreadable_runs().collect();
+    assert_eq!(unreadable, [(GuestAddress(0x3000), PAGE)]);
+    assert_eq!(runs(&dirty), []);
+    // The write is in the next harvest.
+    dirty.clear();
+    dirty.harvest(&memory);
+    assert_eq!(runs(&dirty), [(0x3000, PAGE)]);
+}
+
+#[test]
+fn take_zero_pages_leaves_pages_that_cannot_be_read() {
+    let (memory, blocks) = two_blocks();
     let mut dirty = DirtyMemory::new();
     dirty.harvest(&memory);
     dirty.insert_all();

@@ -70,6 +70,11 @@ impl DirtyRegion {
         }
     }
 
+    /// Records that all bytes of the region can be read.
+    pub(super) fn record_all_readable(&mut self) {
+        self.unreadable.clear();
+    }
+
     /// Returns the last guest address.
     pub(super) fn last(&self) -> u64 {
         let last = self.pages.byte_size().saturating_sub(1);

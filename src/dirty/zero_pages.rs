@@ -1,5 +1,6 @@
 //! [`DirtyMemory::take_zero_pages`]: finds the dirty pages that contain only zeroes.
 
+use super::region::DirtyRegion;
 use super::DirtyMemory;
 use crate::convert::to_u64;
 use crate::guest_memory::GuestMemoryBackend;
@@ -15,7 +16,8 @@ impl DirtyMemory {
     ///
     /// Call it after a harvest of `memory`, whose dirty pages are then read. A page that is written
     /// later is marked again, so the next harvest finds it. A page that cannot be read as a whole
-    /// stays in this set.
+    /// stays in this set. A page of a block that was plugged after the harvest can be read, so it
+    /// can be in the `runs` of the returned set.
     ///
     /// The cost of a page without zeroes is the read of its first bytes. For the first copy, do not
     /// use it after [`insert_all`](Self::insert_all), because reading populates the pages: see
@@ -67,6 +69,10 @@ impl DirtyMemory {
     {
         let mut zero = self.clone();
         zero.clear();
+        // Each page of the result will be read, even in a block plugged after the harvest.
+        zero.regions
+            .iter_mut()
+            .for_each(DirtyRegion::record_all_readable);
         for (addr, len) in self.pages() {
             let page = memory.get_slice(addr, len);
             if page.is_ok_and(|page| page.is_zero().unwrap_or(false)) {
