@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroUsize;
 
+use fastrand::Rng;
 use test_support::PAGE_U64 as PAGE;
 use vm_memory::iommu::{IotlbSnapshot, IovaRange, SharedIotlb};
 use vm_memory::{GuestAddress, Iotlb, Permissions};
@@ -35,18 +36,6 @@ fn run(page: u64, most: u64) -> u64 {
         .unwrap_or(most)
 }
 
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        ((u128::from(self.0) * u128::from(end)) >> 64) as u64
-    }
-}
-
 const PERMISSIONS: [Permissions; 4] = [
     Permissions::No,
     Permissions::Read,
@@ -57,15 +46,15 @@ const PERMISSIONS: [Permissions; 4] = [
 type Model = BTreeMap<u64, (u64, Permissions)>;
 
 /// Compares one random lookup, which may begin and end within a page, with the model.
-fn compare(iotlb: &Iotlb, model: &Model, random: &mut Random) {
-    let first = random.below(PAGES);
+fn compare(iotlb: &Iotlb, model: &Model, random: &mut Rng) {
+    let first = random.u64(..PAGES);
     let (most, skip, access) = (
-        1 + random.below(24),
-        random.below(PAGE),
-        PERMISSIONS[random.below(4) as usize],
+        1 + random.u64(..24),
+        random.u64(..PAGE),
+        PERMISSIONS[random.u64(..4) as usize],
     );
     let pages = run(first, most);
-    let length = 1 + random.below(pages * PAGE - skip);
+    let length = 1 + random.u64(..pages * PAGE - skip);
     let base = iova(first) + skip;
     let last_page = first + (skip + length - 1) / PAGE;
     let mapped =
@@ -116,7 +105,7 @@ trait Subject {
     fn invalidate(&mut self, iova: u64, length: u64);
     fn clear(&mut self);
     /// Checks the IOTLB against the current model, after each operation.
-    fn check(&mut self, model: &Model, random: &mut Random);
+    fn check(&mut self, model: &Model, random: &mut Rng);
 }
 
 impl Subject for Iotlb {
@@ -134,7 +123,7 @@ impl Subject for Iotlb {
         self.invalidate_all();
     }
 
-    fn check(&mut self, model: &Model, random: &mut Random) {
+    fn check(&mut self, model: &Model, random: &mut Rng) {
         compare(self, model, random);
     }
 }
@@ -162,13 +151,13 @@ impl Subject for Bounded {
         self.last = None;
     }
 
-    fn check(&mut self, model: &Model, random: &mut Random) {
-        if random.below(10_000) == 0 {
-            self.bound = 1 + random.below(3000) as usize;
+    fn check(&mut self, model: &Model, random: &mut Rng) {
+        if random.u64(..10_000) == 0 {
+            self.bound = 1 + random.u64(..3000) as usize;
             self.iotlb.set_bound(NonZeroUsize::new(self.bound));
         }
         assert!(self.iotlb.entries() <= self.bound);
-        let page = random.below(PAGES);
+        let page = random.u64(..PAGES);
         let at = [Some(iova(page)), self.last].into_iter().flatten();
         for at in at {
             let found = Iotlb::lookup(&self.iotlb, GuestAddress(at), 8, Permissions::No);
@@ -235,25 +224,25 @@ impl Subject for Shared {
         assert_eq!(self.iotlb.invalidate_all().readers(), self.readers());
     }
 
-    fn check(&mut self, model: &Model, random: &mut Random) {
+    fn check(&mut self, model: &Model, random: &mut Rng) {
         // Do this rarely, because it copies the model.
-        if random.below(2000) == 0 {
-            let place = random.below(self.kept.len() as u64 + 1) as usize;
+        if random.u64(..2000) == 0 {
+            let place = random.u64(..self.kept.len() as u64 + 1) as usize;
             self.kept
                 .insert(place, (self.iotlb.snapshot(), model.clone()));
             if self.kept.len() > 6 {
-                self.kept.truncate(random.below(6) as usize);
+                self.kept.truncate(random.u64(..6) as usize);
             }
         }
-        if random.below(1000) == 0 {
-            self.depth = random.below(12) as usize;
+        if random.u64(..1000) == 0 {
+            self.depth = random.u64(..12) as usize;
         }
         self.in_flight.push_back(self.iotlb.snapshot());
         while self.in_flight.len() > self.depth {
             self.in_flight.pop_front();
         }
         compare(&self.iotlb.snapshot(), model, random);
-        if let Some((snapshot, then)) = self.kept.get(random.below(8) as usize) {
+        if let Some((snapshot, then)) = self.kept.get(random.u64(..8) as usize) {
             compare(snapshot, then, random);
         }
     }
@@ -293,25 +282,25 @@ fn operations() -> u64 {
 
 /// Performs random operations, seeded by their number, and checks after each one.
 fn operate(iotlb: &mut impl Subject, operations: u64) {
-    let mut random = Random(operations);
+    let mut random = Rng::with_seed(operations);
     let mut model = Model::new();
     let mut most = 0;
     for number in 0..operations {
-        let page = random.below(PAGES);
-        match random.below(100) {
+        let page = random.u64(..PAGES);
+        match random.u64(..100) {
             0..=59 => {
-                let pages = run(page, 1 + random.below(4));
+                let pages = run(page, 1 + random.u64(..4));
                 // Some mappings continue their neighbours, and become one mapping with them.
-                let to = match random.below(3) {
+                let to = match random.u64(..3) {
                     0 => page * PAGE,
-                    _ => random.below(PAGES) * PAGE,
+                    _ => random.u64(..PAGES) * PAGE,
                 };
-                let permissions = PERMISSIONS[random.below(4) as usize];
+                let permissions = PERMISSIONS[random.u64(..4) as usize];
                 iotlb.map(iova(page), to, pages * PAGE, permissions);
                 model.extend((0..pages).map(|n| (page + n, (to + n * PAGE, permissions))));
             }
             60..=69 => {
-                let pages = run(page, 1 + random.below(8));
+                let pages = run(page, 1 + random.u64(..8));
                 iotlb.invalidate(iova(page), pages * PAGE);
                 // `retain` would visit all pages.
                 for other in page..page + pages {
@@ -320,7 +309,7 @@ fn operate(iotlb: &mut impl Subject, operations: u64) {
             }
             70 if number % 64 == 0 => {
                 // A large range, with holes between clusters.
-                let end = (page + random.below(PAGES / 2)).min(PAGES - 1);
+                let end = (page + random.u64(..PAGES / 2)).min(PAGES - 1);
                 let length = iova(end) - iova(page);
                 iotlb.invalidate(iova(page), length);
                 model.retain(|other, _| *other < page || *other >= end);

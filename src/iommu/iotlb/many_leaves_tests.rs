@@ -106,11 +106,8 @@ fn lookup_agrees_with_list(iotlb: &Iotlb, pages: &Pages, range: Range<usize>, ac
 #[test]
 fn lookup_over_many_leaves_agrees_with_list_of_pages() {
     const PAGES: usize = 3_000;
-    let mut state = 1u64;
-    let mut random = |below: usize| {
-        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
-        (state >> 33) as usize % below
-    };
+    let mut generator = fastrand::Rng::with_seed(1);
+    let mut random = |below: usize| generator.usize(..below);
     let mut pages: Pages = vec![None; PAGES];
     let (mut iotlb, mut kept) = (Iotlb::new(), Iotlb::new());
     let steps = if cfg!(miri) { 60 } else { 5_000 };

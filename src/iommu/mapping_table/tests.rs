@@ -7,13 +7,8 @@ use std::sync::Arc;
 
 /// Returns a source of random numbers below its argument.
 fn numbers() -> impl FnMut(u64) -> u64 {
-    let mut state = 1u64;
-    move |below: u64| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) % below
-    }
+    let mut generator = fastrand::Rng::with_seed(1);
+    move |below: u64| generator.u64(..below)
 }
 
 #[test]

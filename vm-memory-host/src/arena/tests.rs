@@ -4,13 +4,13 @@ use test_support::{temp_file_of_len, HugePages, MIB, PAGE, PAGE_U64};
 
 #[test]
 fn cut_leaves_what_a_list_of_all_bytes_leaves() {
-    for seed in 0..300usize {
+    for seed in 0..300 {
+        let mut random = fastrand::Rng::with_seed(seed);
         let (mut pieces, mut all) = (Pieces::default(), [false; 24]);
         for step in 0..12 {
-            let random = (seed * 16 + step + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            let (start, len) = ((random >> 40) % 24, (random >> 32) % 8 + 1);
+            let (start, len) = (random.usize(..24), random.usize(1..=8));
             let end = (start + len).min(24);
-            let is_mapped = random >> 63 == 0;
+            let is_mapped = random.bool();
             let count = pieces.count_after(start, end, is_mapped);
             pieces.cut(start, end);
             if is_mapped {
@@ -43,7 +43,7 @@ fn arena_shows_the_mapped_parts_of_files_and_nothing_else() {
     });
     let arena = Arena::new(16 * PAGE_U64).unwrap();
     let address = arena.host_address();
-    assert!(bytes(address).is_multiple_of(sys::huge_page_size()));
+    assert!(to_u64(address).is_multiple_of(sys::huge_page_size()));
     // Reads through a system call, which fails where the memory is inaccessible.
     let byte_of = |page: usize| {
         let (reader, writer) = std::io::pipe().unwrap();
@@ -157,7 +157,7 @@ fn arena_with_alignment_maps_pages_of_1_gib() {
     let error = Arena::with_alignment(GIB, 1 << 63).unwrap_err();
     assert!(matches!(error, ArenaError::System { .. }), "{error}");
     let small = Arena::with_alignment(PAGE_U64, 1).unwrap();
-    assert!(bytes(small.host_address()).is_multiple_of(sys::huge_page_size()));
+    assert!(to_u64(small.host_address()).is_multiple_of(sys::huge_page_size()));
 
     let flags = rustix::fs::MemfdFlags::HUGETLB | rustix::fs::MemfdFlags::HUGE_1GB;
     let memfd = match rustix::fs::memfd_create("arena", flags) {
@@ -179,7 +179,7 @@ fn arena_with_alignment_maps_pages_of_1_gib() {
 
     // The reservations are adjacent, so not all of them are aligned by chance.
     let others: Vec<_> = (0..8).map(|_| Arena::new(GIB + 2 * MIB).unwrap()).collect();
-    let is_unaligned = |arena: &&Arena| !bytes(arena.host_address()).is_multiple_of(GIB);
+    let is_unaligned = |arena: &&Arena| !to_u64(arena.host_address()).is_multiple_of(GIB);
     let unaligned = others.iter().find(is_unaligned).unwrap();
     let error = map(unaligned, 0, GIB, 0).unwrap_err();
     assert_eq!(

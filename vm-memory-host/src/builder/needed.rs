@@ -153,11 +153,11 @@ mod tests {
 
     #[test]
     fn ranges_insert_counts_each_byte_once() {
-        for seed in 0..200u64 {
+        for seed in 0..200 {
+            let mut random = fastrand::Rng::with_seed(seed);
             let (mut ranges, mut all) = (Ranges::default(), [false; 32]);
-            for step in 0..8u64 {
-                let random = (seed * 8 + step).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                let (start, len) = (random >> 60, (random >> 56) % 16);
+            for step in 0..8 {
+                let (start, len) = (random.u64(..16), random.u64(..16));
                 let added = ranges.insert(start, len);
                 let is_new = |at: &u64| !all[*at as usize];
                 let expected: Vec<_> = (start..start + len).filter(is_new).collect();

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use fastrand::Rng;
 use microvm::memory::{pages_of, HIGH_START, HOLE_START};
 
 use super::rig::*;
@@ -28,39 +29,24 @@ const PLACES: [u64; 10] = [
 ];
 const LENGTHS: [u32; 10] = [0, 1, 15, 16, 17, 511, 512, 1024, 4096, u32::MAX];
 
-/// A xorshift generator.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-
-    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len() as u64) as usize]
-    }
-
-    fn any_u32(&mut self) -> u32 {
-        self.below(1 << 32) as u32
-    }
+/// Returns one of several values.
+fn one_of<T: Copy>(random: &mut Rng, choices: &[T]) -> T {
+    choices[random.usize(..choices.len())]
 }
 
 fn send_random_requests(rig: &mut Rig) {
-    let random = &mut Random(0x1234_5678_9abc_def1);
+    let random = &mut Rng::with_seed(0x1234_5678_9abc_def1);
     for round in 0..20_000 {
         let named = write_random_chain(rig, random);
-        if random.below(50) == 0 {
-            let (any, reg) = (random.any_u32(), random.below(0x110) as u32);
-            rig.write(reg, random.of(&[0, 1, 15, any]));
+        if random.u64(..50) == 0 {
+            let (any, reg) = (random.u32(..), random.u32(..0x110));
+            rig.write(reg, one_of(random, &[0, 1, 15, any]));
         }
-        if random.below(100) == 0 {
-            rig.next = rig.next.wrapping_add(random.below(40) as u16);
+        if random.u64(..100) == 0 {
+            rig.next = rig.next.wrapping_add(random.u16(..40));
         }
-        let any = random.below(18) as u16;
-        rig.notify(random.of(&[0, 0, 0, any]));
+        let any = random.u16(..18);
+        rig.notify(one_of(random, &[0, 0, 0, any]));
         let dirty = rig.dirty();
         assert!(
             dirty.is_subset(&named),
@@ -83,11 +69,11 @@ fn send_random_requests(rig: &mut Rig) {
 
 /// Writes a correct chain in which random fields are replaced. Returns the pages that the device
 /// may write: those of the used ring and of the writable descriptors.
-fn write_random_chain(rig: &Rig, random: &mut Random) -> BTreeSet<u64> {
-    let any = random.any_u32();
-    let kind = random.of(&[IN, OUT, FLUSH, any]);
-    let sectors = [random.below(2048), 2047, random.below(u64::MAX)];
-    rig.header(kind, random.of(&sectors));
+fn write_random_chain(rig: &Rig, random: &mut Rng) -> BTreeSet<u64> {
+    let any = random.u32(..);
+    let kind = one_of(random, &[IN, OUT, FLUSH, any]);
+    let sectors = [random.u64(..2048), 2047, random.u64(..u64::MAX)];
+    rig.header(kind, one_of(random, &sectors));
     let to_guest = if kind == IN { WRITE } else { 0 };
     let chain = [
         (HEADER, 16, NEXT),
@@ -97,11 +83,11 @@ fn write_random_chain(rig: &Rig, random: &mut Random) -> BTreeSet<u64> {
     let mut named: BTreeSet<u64> = pages_of(USED, 6 + 8 * u64::from(SIZE)).collect();
     for (nth, (mut at, mut len, mut flags)) in chain.into_iter().enumerate() {
         let mut next = nth as u16 + 1;
-        match random.below(12) {
-            0 => at = random.of(&PLACES),
-            1 => len = random.of(&LENGTHS),
-            2 => flags = random.below(8) as u16,
-            3 => next = random.below(20) as u16,
+        match random.u64(..12) {
+            0 => at = one_of(random, &PLACES),
+            1 => len = one_of(random, &LENGTHS),
+            2 => flags = random.u16(..8),
+            3 => next = random.u16(..20),
             _ => {}
         }
         rig.descriptor(nth as u64, at, len, flags, next);
