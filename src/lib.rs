@@ -149,15 +149,18 @@
 //! | run time | access to Xen memory that is not mapped in advance | always | `ioctl`, `mmap`, `munmap`; only `ioctl` for a copy by the hypervisor |
 //! | run time | access that faults | with [`fault::install`] | `rt_sigreturn` |
 //! | run time | other signal | with [`fault::install`] | `rt_sigreturn`, `rt_sigaction`; the calls of `raise(3)`: `tgkill`, `gettid`, and in some C libraries `getpid` and `rt_sigprocmask` |
-//! | run time | [`ReadVolatile`], [`WriteVolatile`] | always | `read`, `write` |
+//! | run time | [`ReadVolatile`] | always | `read` |
+//! | run time | [`WriteVolatile`] | always | `write` |
 //! | run time | [`vectored`] | always | `readv`, `writev`, `preadv`, `pwritev` |
 //! | run time | [`atomic::RetiredMap::wait`], [`iommu::Invalidation::wait`] | while there are readers | `clock_nanosleep` |
+//! | run time | [`iommu::AskingIommu`] | while an access waits for a mapping | `futex` |
 //! | run time | [`atomic::RetiredMap::wait`], [`iommu::Invalidation::wait`], [`iommu::AskingIommu`] | if the vDSO does not read the clock | `clock_gettime` |
 //!
-//! Locks call `futex` where threads contend, and the allocator makes calls of its own. Waits of an
-//! [`iommu::AskingIommu`] call `futex`, and so does a mapping that ends one. The crates
-//! `vm-memory-host` and `vm-memory-vhost` have tables of their own functions. The test
-//! `tests/system_calls.rs` of each crate traces the calls, and compares them with its table.
+//! Locks call `futex` where threads contend, and the allocator makes calls of its own. A mapping
+//! that ends a wait of an [`iommu::AskingIommu`] calls `futex`. The crates `vm-memory-host` and
+//! `vm-memory-vhost` have tables of their own functions. The test `tests/system_calls.rs` of each
+//! crate traces the calls, and compares them with its table. Other tests cover the rows of other
+//! signals and of Xen guests.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Production code obeys these; tests may panic. The lints for both are in Cargo.toml.

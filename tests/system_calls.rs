@@ -6,6 +6,7 @@
     feature = "backend-atomic",
     feature = "backend-bitmap",
     feature = "backend-mmap",
+    feature = "iommu",
     feature = "rawfd",
     not(miri)
 ))]
@@ -20,9 +21,10 @@ use test_support::{
 };
 use vm_memory::bitmap::{AtomicBitmap, DirtyPages};
 use vm_memory::dirty::DirtyMemory;
+use vm_memory::iommu::{AskingIommu, Iommu, IovaRange, SharedIotlb};
 use vm_memory::{
     fault, vectored, Bytes, FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryAtomic,
-    GuestMemoryMmap, Permissions,
+    GuestMemoryMmap, MmapRegion, Permissions,
 };
 
 const SIZE: usize = 0x1_0000;
@@ -35,6 +37,15 @@ type Memory = GuestMemoryMmap<AtomicBitmap>;
 
 fn memory() -> Memory {
     Memory::from_ranges(&[(START, SIZE)]).unwrap()
+}
+
+/// Maps regions without a memory.
+fn map_regions(recorder: &mut CallRecorder) -> Result<()> {
+    let backing = FileOffset::new(temp_file_of_len(SIZE as u64), 0);
+    recorder.run("MmapRegion", || {
+        drop(MmapRegion::<()>::new(SIZE).unwrap());
+        drop(MmapRegion::<()>::from_file(backing.clone(), SIZE).unwrap());
+    })
 }
 
 /// Installs the fault handler, and makes an access that faults.
@@ -65,11 +76,12 @@ fn transfer(recorder: &mut CallRecorder) -> Result<()> {
     };
     recorder.run("an access", access)?;
     let mut file = temp_file(&[7; 4 * SIZE]);
-    let stream = || {
+    recorder.run("ReadVolatile", || {
         memory.read_volatile_from(START, &mut file, SIZE).unwrap();
+    })?;
+    recorder.run("WriteVolatile", || {
         memory.write_volatile_to(START, &mut file, SIZE).unwrap();
-    };
-    recorder.run("ReadVolatile", stream)?;
+    })?;
     recorder.run("vectored", || {
         vectored::read_from(&memory, START, SIZE, &file).unwrap();
         vectored::write_to(&memory, START, SIZE, &file).unwrap();
@@ -107,6 +119,29 @@ fn replace(recorder: &mut CallRecorder) -> Result<()> {
     Ok(())
 }
 
+/// Waits for an access through an IOTLB, and for a mapping that is missing.
+fn wait_for_mappings(recorder: &mut CallRecorder) -> Result<()> {
+    let iotlb = SharedIotlb::new();
+    iotlb
+        .set_mapping(START, START, SIZE, Permissions::Read)
+        .unwrap();
+    let reader = iotlb.translate(START, 8, Permissions::Read).unwrap();
+    let removed = iotlb.invalidate_mapping(START, SIZE);
+    let deadline = Instant::now() + Duration::from_millis(5);
+    let waited = recorder.run("iommu::Invalidation::wait", || {
+        removed.wait(deadline).is_err()
+    })?;
+    assert!(waited);
+    drop(reader);
+    let source = |_: &IovaRange, _| Ok(());
+    let iommu = AskingIommu::new(iotlb, Duration::from_millis(5), source);
+    let is_missing = recorder.run("iommu::AskingIommu", || {
+        iommu.translate(START, 8, Permissions::Read).is_err()
+    })?;
+    assert!(is_missing);
+    Ok(())
+}
+
 /// Tracks and harvests dirty pages.
 fn track(recorder: &mut CallRecorder) -> Result<()> {
     let page = NonZeroUsize::new(4096).unwrap();
@@ -123,7 +158,14 @@ fn track(recorder: &mut CallRecorder) -> Result<()> {
 #[test]
 fn system_calls_are_those_of_the_documentation() {
     let mut recorder = CallRecorder::default();
-    let scenarios = [fault, transfer, replace, track];
+    let scenarios = [
+        map_regions,
+        fault,
+        transfer,
+        replace,
+        wait_for_mappings,
+        track,
+    ];
     let memory = recorder.run("GuestMemoryMmap", memory);
     let dropped = memory.and_then(|memory| recorder.run("GuestMemoryMmap", || drop(memory)));
     let done = dropped.and_then(|()| scenarios.iter().try_for_each(|run| run(&mut recorder)));
@@ -138,6 +180,8 @@ fn system_calls_are_those_of_the_documentation() {
     // The vDSO reads the clock on most hosts.
     let mut untested = vec![
         "atomic::RetiredMap::wait: clock_gettime",
+        "iommu::Invalidation::wait: clock_gettime",
+        "iommu::AskingIommu: clock_gettime",
         "other signal",
         "MmapRegion::from_range",
         "access to Xen memory",

@@ -231,7 +231,7 @@ fn supervise(shared: &Shared, recorded: &mut Recorded) {
 pub struct CallRow {
     /// `boot`, `run time`, `migration`, or `all`.
     pub phase: String,
-    /// The function: the text of the first link in its column, or all of the column.
+    /// The function, or the description of an operation.
     pub function: String,
     /// The condition.
     pub condition: String,
@@ -260,7 +260,8 @@ pub fn documented_calls(text: &str) -> BTreeMap<String, BTreeSet<String>> {
 
 /// Reads the rows of the tables of system calls in the documentation of a crate.
 ///
-/// Each row has a phase, a function, a condition, and a list of calls in backticks.
+/// Each row has a phase, functions, a condition, and a list of calls in backticks. Returns a row
+/// for each function.
 ///
 /// # Panics
 ///
@@ -279,17 +280,21 @@ pub fn call_rows(text: &str) -> Vec<CallRow> {
             panic!("a row of the table does not have four columns: {row}");
         };
         if ["boot", "run time", "migration", "all"].contains(&phase.trim()) {
-            let function = function.trim().trim_matches(['[', ']', '`']);
-            let function = function.split(['(', '`']).next().unwrap_or(function);
+            let mut functions: Vec<&str> = function.split('`').skip(1).step_by(2).collect();
+            // A prose description may name a function that it depends on.
+            if !function.trim().starts_with(['[', '`']) {
+                functions = vec![function.trim()];
+            }
             // `raise(3)` is a function of the C library.
             let names = list.split('`').skip(1).step_by(2);
             let names = names.filter(|name| !name.ends_with(')')).map(str::to_owned);
-            found.push(CallRow {
+            let calls: Vec<String> = names.collect();
+            found.extend(functions.into_iter().map(|function| CallRow {
                 phase: phase.trim().to_owned(),
-                function: function.to_owned(),
+                function: function.trim_end_matches("()").to_owned(),
                 condition: condition.trim().to_owned(),
-                calls: names.collect(),
-            });
+                calls: calls.clone(),
+            }));
         }
     }
     found
