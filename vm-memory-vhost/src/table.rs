@@ -62,12 +62,12 @@ pub enum TableError {
         /// The first guest address of the region.
         guest_address: GuestAddress,
     },
-    /// The region passes 2^64 in one of its address spaces.
-    #[error("the region of {size:#x} bytes at {space} {start:#x} passes the end, 2^64")]
+    /// A region, or a range that is translated, passes 2^64 in an address space.
+    #[error("the range of {size:#x} bytes at {space} {start:#x} passes the end, 2^64")]
     PastTheEnd {
         /// The address space.
         space: AddressSpace,
-        /// The first address of the region in it.
+        /// The first address of the range in it.
         start: u64,
         /// The length in bytes.
         size: u64,
@@ -443,8 +443,9 @@ impl RegionTable {
     ///
     /// # Errors
     ///
-    /// Returns [`TableError::Unmapped`] if an address is not in any region, and
-    /// [`TableError::TooLarge`] if a length does not fit in a `usize`.
+    /// - [`TableError::Unmapped`] if an address is not in any region.
+    /// - [`TableError::PastTheEnd`] if the range passes 2^64.
+    /// - [`TableError::TooLarge`] if a length does not fit in a `usize`.
     pub fn translate(
         &self,
         user_address: u64,
@@ -473,11 +474,11 @@ impl RegionTable {
             ranges.push((GuestAddress(guest), host_len));
             left = left.saturating_sub(len);
             if left != 0 {
-                // The range passes 2^64. The last address is mapped, but no region continues
-                // after it.
                 let after = next.checked_add(len);
-                next = after.ok_or(TableError::Unmapped {
-                    user_address: u64::MAX,
+                next = after.ok_or(TableError::PastTheEnd {
+                    space: AddressSpace::FrontEnd,
+                    start: user_address,
+                    size,
                 })?;
             }
             (at, offset) = (at.saturating_add(1), 0);
@@ -527,11 +528,11 @@ mod tests {
         assert_eq!(table.guest_address(u64::MAX), Some(GuestAddress(u64::MAX)));
         assert_eq!(table.user_address(GuestAddress(u64::MAX)), Some(u64::MAX));
         assert_eq!(table.guest_address(top - 1), None);
-        let past = TableError::Unmapped {
-            user_address: u64::MAX,
-        };
-        assert_eq!(table.translate(u64::MAX, 2), Err(past));
-        assert_eq!(table.translate(top, u64::MAX), Err(past));
+        for (start, size) in [(u64::MAX, 2), (top, u64::MAX)] {
+            let space = AddressSpace::FrontEnd;
+            let past = TableError::PastTheEnd { space, start, size };
+            assert_eq!(table.translate(start, size), Err(past));
+        }
         assert!(RegionTable::new([region(0, u64::MAX, 0)]).is_ok());
     }
 
@@ -641,7 +642,7 @@ mod tests {
                 let user = (base + start).checked_add(offset);
                 match (user.and_then(|user| model(&regions, user)), &mut expected) {
                     (Some(guest), Ok(list)) => list.push(guest),
-                    (None, Ok(_)) => expected = Err(user.unwrap_or(u64::MAX)),
+                    (None, Ok(_)) => expected = Err(user),
                     _ => {}
                 }
             }
@@ -653,8 +654,9 @@ mod tests {
                     prop_assert_eq!(Ok(flat.collect()), expected);
                 }
                 Err(TableError::Unmapped { user_address }) => {
-                    prop_assert_eq!(Err(user_address), expected);
+                    prop_assert_eq!(Err(Some(user_address)), expected);
                 }
+                Err(TableError::PastTheEnd { .. }) => prop_assert_eq!(Err(None), expected),
                 Err(other) => prop_assert!(false, "{:?}", other),
             }
             for offset in 0..64 {
