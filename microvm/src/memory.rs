@@ -94,7 +94,8 @@ pub fn build(size: u64, backing: &Backing) -> Result<GuestRam, Error> {
 ///
 /// Returns an error if the system cannot provide the memory.
 pub fn build_with_bitmaps(builder: MemoryBuilder) -> Result<GuestRam, BuildError> {
-    builder.build_with_bitmaps(|_, len| AtomicBitmap::new(len, PAGE_SIZE))
+    let regions = builder.build_regions_with_bitmaps(|_, len| AtomicBitmap::new(len, PAGE_SIZE))?;
+    Ok(GuestRam::from_regions(regions)?)
 }
 
 fn host_backing(

@@ -253,38 +253,6 @@ impl MemoryBuilder {
         Ok(GuestMemoryMmap::from_regions(regions)?)
     }
 
-    /// Builds the memory, with a bitmap from `bitmap` for each region.
-    ///
-    /// `bitmap` receives the guest address of the region and its size in bytes.
-    ///
-    /// # Examples
-    ///
-    /// Track dirty memory by blocks of 64 KiB:
-    ///
-    /// ```
-    /// use std::num::NonZeroUsize;
-    /// use vm_memory::bitmap::AtomicBitmap;
-    /// use vm_memory::GuestAddress;
-    /// use vm_memory_host::{MemoryBuilder, Region};
-    ///
-    /// let granularity = NonZeroUsize::new(64 << 10).unwrap();
-    /// let memory = MemoryBuilder::new()
-    ///     .region(Region::new(GuestAddress(0), 16 << 20))
-    ///     .build_with_bitmaps(|_start, size| AtomicBitmap::new(size, granularity))?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// Returns a [`BuildError`] under the conditions that [`build`](Self::build) lists.
-    pub fn build_with_bitmaps<B: Bitmap>(
-        self,
-        bitmap: impl FnMut(GuestAddress, usize) -> B,
-    ) -> Result<GuestMemoryMmap<B>, BuildError> {
-        let regions = self.build_regions_with_bitmaps(bitmap)?;
-        Ok(GuestMemoryMmap::from_regions(regions)?)
-    }
-
     /// Builds the regions, in the order of their addresses, without a map.
     ///
     /// Use it to add regions to an existing map, or to put each into a region type of the VMM
@@ -316,6 +284,22 @@ impl MemoryBuilder {
     /// `bitmap` receives the guest address of the region and its size in bytes.
     ///
     /// # Examples
+    ///
+    /// Track dirty memory by blocks of 64 KiB:
+    ///
+    /// ```
+    /// use std::num::NonZeroUsize;
+    /// use vm_memory::bitmap::AtomicBitmap;
+    /// use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// use vm_memory_host::{MemoryBuilder, Region};
+    ///
+    /// let granularity = NonZeroUsize::new(64 << 10).unwrap();
+    /// let regions = MemoryBuilder::new()
+    ///     .region(Region::new(GuestAddress(0), 16 << 20))
+    ///     .build_regions_with_bitmaps(|_start, size| AtomicBitmap::new(size, granularity))?;
+    /// let memory = GuestMemoryMmap::from_regions(regions)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// Bitmaps that are parts of one log, which begins at guest address 0:
     ///
@@ -423,38 +407,6 @@ impl Region {
     /// Returns a [`BuildError`] under the conditions that [`MemoryBuilder::build`] lists.
     pub fn build<B: NewBitmap>(self) -> Result<GuestRegionMmap<B>, BuildError> {
         let regions = MemoryBuilder::new().region(self).build_regions()?;
-        regions.into_iter().next().ok_or(BuildError::NoRegion)
-    }
-
-    /// Builds this region alone, with the bitmap that `bitmap` returns.
-    ///
-    /// `bitmap` receives the guest address of the region and its size in bytes. It is called once.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use std::num::NonZeroUsize;
-    /// use vm_memory::bitmap::{AtomicBitmap, Bitmap};
-    /// use vm_memory::{GuestAddress, GuestMemoryRegion};
-    /// use vm_memory_host::Region;
-    ///
-    /// let granularity = NonZeroUsize::new(64 << 10).unwrap();
-    /// let region = Region::new(GuestAddress(1 << 32), 16 << 20)
-    ///     .build_with_bitmap(|_start, size| AtomicBitmap::new(size, granularity))?;
-    /// region.bitmap().mark_dirty(0, 1);
-    /// assert!(region.bitmap().dirty_at(0xffff));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// Returns a [`BuildError`] under the conditions that [`MemoryBuilder::build`] lists.
-    pub fn build_with_bitmap<B: Bitmap>(
-        self,
-        bitmap: impl FnMut(GuestAddress, usize) -> B,
-    ) -> Result<GuestRegionMmap<B>, BuildError> {
-        let builder = MemoryBuilder::new().region(self);
-        let regions = builder.build_regions_with_bitmaps(bitmap)?;
         regions.into_iter().next().ok_or(BuildError::NoRegion)
     }
 }

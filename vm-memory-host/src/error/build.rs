@@ -361,7 +361,7 @@ pub enum BuildError {
     #[error(
         "region {region}: cannot allocate its dirty bitmap; \
         make the region smaller, raise the limit of the process, or track larger pages \
-        (MemoryBuilder::build_with_bitmaps)"
+        (MemoryBuilder::build_regions_with_bitmaps)"
     )]
     Bitmap {
         /// The region.

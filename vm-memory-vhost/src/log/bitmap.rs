@@ -45,7 +45,7 @@ const POLL: Duration = Duration::from_micros(50);
 /// use std::time::{Duration, Instant};
 ///
 /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-/// use vm_memory_host::{Backing, Region};
+/// use vm_memory_host::{Backing, MemoryBuilder, Region};
 /// use vm_memory_vhost::log::{LogBitmap, SharedLog};
 /// use vm_memory_vhost::MemoryRegion;
 ///
@@ -57,9 +57,11 @@ const POLL: Duration = Duration::from_micros(50);
 /// let bitmap = Arc::new(LogBitmap::new());
 /// let region = Region::new(received.guest_address, received.size)
 ///     .backing(Backing::shared_file(file, received.mmap_offset))
-///     .sealed(true)
-///     .build_with_bitmap(|start, _size| bitmap.slice(start))?;
-/// let memory = GuestMemoryMmap::from_regions(vec![region])?;
+///     .sealed(true);
+/// let regions = MemoryBuilder::new()
+///     .region(region)
+///     .build_regions_with_bitmaps(|start, _size| bitmap.slice(start))?;
+/// let memory = GuestMemoryMmap::from_regions(regions)?;
 ///
 /// // VHOST_USER_SET_LOG_BASE
 /// # let front_end = SharedLog::create(SharedLog::size_for(&memory))?;
@@ -95,7 +97,7 @@ impl LogBitmap {
 
     /// Returns the bitmap of a region that begins at a guest address.
     ///
-    /// `build_with_bitmap` and `build_with_bitmaps` of the crate `vm-memory-host` take it. Without
+    /// `MemoryBuilder::build_regions_with_bitmaps` of the crate `vm-memory-host` takes it. Without
     /// that crate, use [`MmapRegionBuilder::new_with_bitmap`](vm_memory::mmap::MmapRegionBuilder).
     ///
     /// # Examples
