@@ -59,8 +59,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!(memory.read_obj::<u64>(GuestAddress(0x10_1000))?, 8);
 
     // The crate refuses to map a file that is already too short.
-    let ranges = [(GuestAddress(0), 4 * PAGE, Some(FileOffset::new(file, 0)))];
-    let error = GuestMemoryMmap::<()>::from_ranges_with_files(ranges).unwrap_err();
+    let too_short = [(GuestAddress(0), 4 * PAGE, Some(FileOffset::new(file, 0)))];
+    let error = GuestMemoryMmap::<()>::from_ranges_with_files(too_short).unwrap_err();
     println!("mapping: {error}");
     Ok(())
 }

@@ -259,11 +259,11 @@ fn access_moves_bytes_before_a_block_that_changes_meanwhile() {
             .build()
             .unwrap();
         let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
-        let region = Flickering { region, blocks };
+        let flickering = Flickering { region, blocks };
         if plugged_first {
-            region.change();
+            flickering.change();
         }
-        let memory = GuestRegionCollection::from_regions(vec![region]).unwrap();
+        let memory = GuestRegionCollection::from_regions(vec![flickering]).unwrap();
         let region = memory.iter().next().unwrap();
 
         let (addr, count) = (GuestAddress(16), BLOCK);

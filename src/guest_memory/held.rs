@@ -55,12 +55,12 @@ const MAX_SLICES: usize = 1024;
 #[doc(alias = "pin")]
 pub struct HeldMemory<'m, M: ?Sized> {
     memory: &'m M,
-    kept: Mutex<Kept>,
+    kept: Mutex<HeldState>,
 }
 
 /// The state that a view keeps. It only grows.
 #[derive(Default)]
-struct Kept {
+struct HeldState {
     pages: Vec<Hold>,
     /// Taken before the first range is translated, so it covers all later ones.
     translation: Option<TranslationHold>,
@@ -74,7 +74,7 @@ impl<'m, M: GuestMemory + ?Sized> HeldMemory<'m, M> {
         }
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn kept(&self) -> MutexGuard<'_, HeldState> {
         // Each change is complete when the lock is released, even by a panic.
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -129,7 +129,7 @@ impl<'m, M: GuestMemory + ?Sized> HeldMemory<'m, M> {
     /// # Errors
     ///
     /// Returns an error if the maximum number of slices is mapped, or if there is no memory.
-    fn room(&self) -> Result<MutexGuard<'_, Kept>> {
+    fn room(&self) -> Result<MutexGuard<'_, HeldState>> {
         let mut kept = self.kept();
         if kept.pages.len() >= MAX_SLICES {
             return Err(too_many());

@@ -148,14 +148,14 @@ impl IovaRange {
 /// of empty parts at the end of `access_fails` stands for the reason. No other part is empty,
 /// because an empty range is always found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Refusal {
+pub(super) enum BoundRefusal {
     /// The range needs more mappings than the bound permits at a time.
     NeedsMore,
     /// The tries of the range are spent.
     TriesSpent,
 }
 
-impl Refusal {
+impl BoundRefusal {
     /// Returns the number of empty parts.
     fn parts(self) -> usize {
         match self {
@@ -168,7 +168,7 @@ impl Refusal {
 impl IotlbFails {
     /// Creates the outcome of a lookup whose missing parts must not be requested any more.
     pub(super) fn refused(
-        reason: Refusal,
+        reason: BoundRefusal,
         mut misses: Vec<IovaRange>,
         mut access_fails: Vec<IovaRange>,
     ) -> Self {
@@ -185,12 +185,12 @@ impl IotlbFails {
     }
 
     /// Returns the reason why the bound prevents the access, if it does.
-    fn refusal(&self) -> Option<Refusal> {
+    fn refusal(&self) -> Option<BoundRefusal> {
         let parts = self.access_fails.iter().rev();
         match parts.take_while(|part| part.length == 0).count() {
             0 => None,
-            1 => Some(Refusal::NeedsMore),
-            _ => Some(Refusal::TriesSpent),
+            1 => Some(BoundRefusal::NeedsMore),
+            _ => Some(BoundRefusal::TriesSpent),
         }
     }
 
@@ -250,11 +250,11 @@ impl IotlbFails {
             Permissions::ReadWrite => "read and write",
         };
         let reason = match (self.access_fails.first(), self.misses.first()) {
-            _ if self.refusal() == Some(Refusal::TriesSpent) => format!(
+            _ if self.refusal() == Some(BoundRefusal::TriesSpent) => format!(
                 "{HAS_LOST} in {TRIES} tries; \
                  raise the bound of the IOTLB, or access less at a time"
             ),
-            _ if self.refusal() == Some(Refusal::NeedsMore) => NEEDS_MORE.into(),
+            _ if self.refusal() == Some(BoundRefusal::NeedsMore) => NEEDS_MORE.into(),
             (Some(refused), _) if refused.passes_the_end() => PASSES_THE_END.into(),
             (Some(refused), _) => format!("{refused} {DOES_NOT_PERMIT} {wanted} access"),
             (None, Some(missing)) => format!("{missing} {IS_NOT_MAPPED} {wanted} access"),

@@ -34,6 +34,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::requests::{Requests, Waits};
+use crate::convert::to_usize;
 use crate::retired::sync::{lock, make_mut, wait, Arc, ArcSwap, Condvar, Guard, Mutex};
 use crate::retired::{RetiredList, Unread, Version};
 
@@ -184,13 +185,13 @@ impl<T: Replay> Snapshots<T> {
         access: u8,
         waits: &mut Waits,
     ) -> Option<Vec<usize>> {
-        let requests = &mut lock(&self.writer);
-        if version.is_some_and(|version| version != requests.version) {
+        let writer = &mut lock(&self.writer);
+        if version.is_some_and(|version| version != writer.version) {
             return None;
         }
         let new = misses
             .enumerate()
-            .filter(|(_, first)| requests.requests.wait_for(*first, access, waits))
+            .filter(|(_, first)| writer.requests.wait_for(*first, access, waits))
             .map(|(index, _)| index);
         Some(new.collect())
     }
@@ -239,8 +240,7 @@ impl<T: Replay> Snapshots<T> {
 impl<T: Replay> Writer<T> {
     /// Makes a snapshot equal to the current one, by replay or by copy, whichever is faster.
     fn bring_up_to_date(&self, snapshot: &mut Snapshot<T>, current: &ArcSwap<Snapshot<T>>) {
-        let lacks =
-            usize::try_from(self.version.saturating_sub(snapshot.version)).unwrap_or(usize::MAX);
+        let lacks = to_usize(self.version.saturating_sub(snapshot.version));
         let replayed = match self.log.len().checked_sub(lacks) {
             // An operation that succeeded once succeeds again.
             Some(done) => self

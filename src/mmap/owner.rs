@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 /// An object of any type that a region keeps alive, and returns to a caller that names the type.
 #[derive(Clone, Debug)]
-pub(super) struct Owner(Arc<dyn Kept>);
+pub(super) struct Owner(Arc<dyn Keepable>);
 
 /// The traits that every region implements. An owner has them too, so that a region with an owner
 /// still implements them.
-trait Kept: Any + Debug + Send + Sync + UnwindSafe + RefUnwindSafe {}
+trait Keepable: Any + Debug + Send + Sync + UnwindSafe + RefUnwindSafe {}
 
-impl<T: Any + Debug + Send + Sync + UnwindSafe + RefUnwindSafe> Kept for T {}
+impl<T: Any + Debug + Send + Sync + UnwindSafe + RefUnwindSafe> Keepable for T {}
 
 impl Owner {
     pub(super) fn new<T: Any + Debug + Send + Sync + UnwindSafe + RefUnwindSafe>(

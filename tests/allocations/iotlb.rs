@@ -63,11 +63,11 @@ fn lookup_hit_allocates_nothing_and_miss_allocates_its_error() {
     };
     assert_eq!(allocations(|| hit(0x1f_4000, 8)), (0, Ok(1)));
     assert_eq!(allocations(|| hit(1 << 32, 0x1_0000)), (0, Ok(16)));
-    let hit = || {
+    let shared_hit = || {
         let found = shared.lookup(iova, 8, Permissions::Read);
         found.map(Iterator::count).map_err(drop)
     };
-    assert_eq!(allocations(hit), (0, Ok(1)));
+    assert_eq!(allocations(shared_hit), (0, Ok(1)));
 
     for (iova, length, access) in [
         // In a hole.

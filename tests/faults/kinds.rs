@@ -42,24 +42,28 @@ fn access_of_each_kind_at_inaccessible_page_returns_efault() {
     io(memory.read_volatile_from(gone, &mut &zero, 64).map(drop));
 
     let slice = memory.get_slice(gone, 64).unwrap();
-    let io = |result: Result<(), VolatileMemoryError>| {
+    let fails = |result: Result<(), VolatileMemoryError>| {
         let Err(VolatileMemoryError::IOError(error)) = result else {
             panic!("{result:?}");
         };
         assert_eq!(error.raw_os_error(), Some(libc::EFAULT));
     };
     let order = Ordering::SeqCst;
-    io(slice.fill_with_byte(1));
-    io(slice.atomic_swap(1u8, 0, order).map(drop));
-    io(slice.atomic_fetch_add(1u16, 0, order).map(drop));
-    io(slice.atomic_fetch_and(1u32, 0, order).map(drop));
-    io(slice.atomic_fetch_or(1u64, 0, order).map(drop));
-    io(slice
-        .atomic_compare_exchange(0u8, 1, 0, order, order)
-        .map(drop));
-    io(slice
-        .atomic_compare_exchange(0u64, 1, 0, order, order)
-        .map(drop));
+    fails(slice.fill_with_byte(1));
+    fails(slice.atomic_swap(1u8, 0, order).map(drop));
+    fails(slice.atomic_fetch_add(1u16, 0, order).map(drop));
+    fails(slice.atomic_fetch_and(1u32, 0, order).map(drop));
+    fails(slice.atomic_fetch_or(1u64, 0, order).map(drop));
+    fails(
+        slice
+            .atomic_compare_exchange(0u8, 1, 0, order, order)
+            .map(drop),
+    );
+    fails(
+        slice
+            .atomic_compare_exchange(0u64, 1, 0, order, order)
+            .map(drop),
+    );
     assert_eq!(slice.get_ref::<u32>(0).unwrap().load(), 0);
     slice.get_ref::<u32>(0).unwrap().store(1);
     assert_eq!(slice.copy_to(&mut [0u32; 4]), 0);

@@ -251,10 +251,10 @@ impl Bench {
         let (build, program) = programs.first().context("no build")?;
         let folder = if whole { &self.folder } else { &self.target };
         let draw = |option: &str, file: &str| -> Result<String> {
-            let plot = folder.join(file);
+            let path = folder.join(file);
             let mut command = self.program(*build, program, args);
-            let said = output_of(command.arg(option).arg(&plot))?;
-            println!("written: {}", plot.display());
+            let said = output_of(command.arg(option).arg(&path))?;
+            println!("written: {}", path.display());
             said.last().cloned().context("the program printed nothing")
         };
         let mut throughput = Vec::new();

@@ -143,11 +143,9 @@ fn row(line: &str) -> Option<Row<'_>> {
     let mut cells = line.strip_prefix("| ")?.split(" | ");
     let name = cells.next()?;
     let mut figures = || -> Option<[&str; 3]> {
-        let figures = cells
-            .next()?
-            .split(" / ")
-            .map(|cell| cell.trim_matches('*'));
-        figures.collect::<Vec<_>>().try_into().ok()
+        let parts = cells.next()?.split(" / ");
+        let parts = parts.map(|part| part.trim_matches('*'));
+        parts.collect::<Vec<_>>().try_into().ok()
     };
     let (reference, ours) = (figures()?, figures()?);
     let _limit = figures()?;

@@ -1,6 +1,6 @@
 //! The parts of a range for which a lookup fails.
 
-use super::super::error::Refusal;
+use super::super::error::BoundRefusal;
 use super::super::mapping_table::count_steps;
 use super::super::{IotlbFails, IovaRange};
 use super::priority::Verdict;
@@ -88,7 +88,7 @@ impl Iotlb {
         }
         if refused_by_bound {
             self.record_end(Span { first, last });
-            return IotlbFails::refused(Refusal::NeedsMore, misses, access_fails);
+            return IotlbFails::refused(BoundRefusal::NeedsMore, misses, access_fails);
         }
         self.limit_tries(first, last, misses, access_fails)
     }
@@ -117,7 +117,7 @@ impl Iotlb {
                 .fold(0u64, |sum, range| sum.saturating_add(to_u64(range.length)));
             match priority.failed(Span { first, last }, missing) {
                 Verdict::Refuse => {
-                    return IotlbFails::refused(Refusal::TriesSpent, misses, access_fails);
+                    return IotlbFails::refused(BoundRefusal::TriesSpent, misses, access_fails);
                 }
                 Verdict::AskForAll if access_fails.is_empty() => {
                     misses = vec![range_of(first, last)];

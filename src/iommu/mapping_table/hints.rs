@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::leaf::Leaf;
+use crate::convert::{to_u64, to_usize};
 
 /// The number of hints per leaf. With more hints, fewer of them are one leaf off.
 const HINTS_PER_LEAF: usize = 4;
@@ -24,21 +25,17 @@ impl Hints {
             return Hints::default();
         };
         let (base, span) = (first.first, last.first.wrapping_sub(first.first));
-        let wanted = u64::try_from(leaves.len().saturating_mul(HINTS_PER_LEAF)).unwrap_or(u64::MAX);
+        let wanted = to_u64(leaves.len().saturating_mul(HINTS_PER_LEAF));
         let mut shift = 0u32;
         while span.wrapping_shr(shift) >= wanted {
             shift = shift.saturating_add(1);
         }
-        let mut hints = Vec::with_capacity(
-            usize::try_from(span.wrapping_shr(shift))
-                .unwrap_or(0)
-                .saturating_add(1),
-        );
+        let mut hints = Vec::with_capacity(to_usize(span.wrapping_shr(shift)).saturating_add(1));
         for (number, leaf) in leaves.iter().enumerate() {
             // The intervals that begin in this leaf are those before the next leaf's first address.
             let next = leaves.get(number.saturating_add(1));
             let end = next.map_or(span, |next| next.first.wrapping_sub(base).saturating_sub(1));
-            let end = usize::try_from(end.wrapping_shr(shift)).unwrap_or(usize::MAX);
+            let end = to_usize(end.wrapping_shr(shift));
             debug_assert!(leaf.first >= base);
             while hints.len() <= end {
                 hints.push(u32::try_from(number).unwrap_or(0));
@@ -65,9 +62,7 @@ impl Hints {
     #[inline(always)]
     pub(super) fn leaf_of(&self, addr: u64) -> usize {
         let number = addr.wrapping_sub(self.base).wrapping_shr(self.shift);
-        let number = usize::try_from(number)
-            .unwrap_or(usize::MAX)
-            .min(self.leaves.len().wrapping_sub(1));
+        let number = to_usize(number).min(self.leaves.len().wrapping_sub(1));
         let leaf = self.leaves.get(number).copied().unwrap_or(0);
         usize::try_from(leaf).unwrap_or(0)
     }
