@@ -27,6 +27,9 @@ use super::read_vma_limit;
 ///
 /// The memory that is built is the same in all cases.
 ///
+/// Clones share what they have read, under a lock. If another thread uses a clone during a fork(2),
+/// the lock stays taken in the child. So a child reads its own resources.
+///
 /// # Examples
 ///
 /// ```
