@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use vm_memory::Permissions;
 
 use crate::host::{read_vma_limit, HostResources, VmaBudget};
-use crate::sys::{self, bytes, ReservedArena};
+use crate::sys::{self, to_u64, ReservedArena};
 
 /// Reserved addresses in which parts of files are mapped and unmapped while the guest runs.
 ///
@@ -287,7 +287,7 @@ impl Arena {
         let state = self.lock();
         let pieces = state.pieces.0.iter();
         pieces
-            .map(|(start, piece)| (bytes(*start), bytes(piece.end.saturating_sub(*start))))
+            .map(|(start, piece)| (to_u64(*start), to_u64(piece.end.saturating_sub(*start))))
             .collect()
     }
 
@@ -320,8 +320,8 @@ impl Arena {
             size: self.size,
         })?;
         if let Some((page, file_offset)) = file {
-            let page_size = bytes(page);
-            let at = bytes(self.address.saturating_add(start));
+            let page_size = to_u64(page);
+            let at = to_u64(self.address.saturating_add(start));
             let aligned = [at, len, file_offset];
             if !aligned.iter().all(|at| at.is_multiple_of(page_size)) {
                 return Err(ArenaError::FilePages {

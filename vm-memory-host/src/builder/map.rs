@@ -11,7 +11,7 @@ use super::files::transparent_huge_page;
 use crate::error::BuildError;
 use crate::host::process_limits::{self, Need};
 use crate::host::{vma_limit, HostResources, VmaBudget};
-use crate::mapping::{bytes, HostMapping, MappingId, OpenedBacking, ZeroedRanges};
+use crate::mapping::{to_u64, HostMapping, MappingId, OpenedBacking, ZeroedRanges};
 use crate::operations::plug_initial;
 use crate::region::{BackingKind, Lock, NumaPolicy, Region, Span, Unplugged};
 use crate::sys::{self, Advice, Mapped, Reserved, Source};
@@ -265,7 +265,7 @@ fn count_protected_blocks(region: &Region) -> Result<VmaBudget, BuildError> {
         return Err(BuildError::TooManyBlocks {
             region: region.span(),
             blocks,
-            limit: bytes(vma_limit()),
+            limit: to_u64(vma_limit()),
         });
     }
     Ok(vmas)
@@ -310,7 +310,7 @@ fn plug_initial_blocks(
     if plugged.is_empty() {
         return plug_initial(mapping, &plugged).map_err(|source| not_plugged(region, source, host));
     }
-    let lengths = plugged.iter().map(|(_, len)| bytes(*len));
+    let lengths = plugged.iter().map(|(_, len)| to_u64(*len));
     let wanted = mapping
         .backing
         .missing(lengths.fold(0, u64::saturating_add));
@@ -360,7 +360,7 @@ fn bind_huge_pages(mapping: &HostMapping, host: &HostResources) -> Result<(), Bu
         let what = "populate its huge pages on its NUMA nodes";
         let error = source.raw_os_error();
         if matches!(error, Some(libc::EFAULT | libc::ENOMEM)) {
-            let wanted = mapping.backing.missing(bytes(all));
+            let wanted = mapping.backing.missing(to_u64(all));
             let shortage = huge_page_shortage(mapping.span(), page_size, wanted, free, nodes, host);
             // The mapping has already reserved its pages. Other reservations take pages of any
             // node.
@@ -384,7 +384,7 @@ pub(super) fn lock(mapping: &HostMapping, host: &HostResources) -> Result<(), Bu
     let locked = mapping.apply_lock(0, len, mapping.options.lock);
     locked.map_err(|source| {
         let otherwise = match source.raw_os_error() {
-            _ if is_full(&mapping.backing, bytes(len)) => {
+            _ if is_full(&mapping.backing, to_u64(len)) => {
                 "its file system has no space for holes of the file; free space there, or do not \
                 use Region::sparse"
             }
@@ -394,7 +394,7 @@ pub(super) fn lock(mapping: &HostMapping, host: &HostResources) -> Result<(), Bu
             }
             _ => "no limit of this process explains it; free memory or use Lock::OnFault",
         };
-        let remedy = process_limits::remedy(host, Need::Locked, bytes(len), &source, otherwise);
+        let remedy = process_limits::remedy(host, Need::Locked, to_u64(len), &source, otherwise);
         BuildError::system(mapping.span(), "lock it in memory", source, &remedy)
     })
 }

@@ -7,7 +7,7 @@ use crate::mapping::{FileIdentity, OpenedBacking};
 use crate::region::{Region, Sharing, Span};
 
 /// The part of a file that a region maps.
-struct Part {
+struct FilePart {
     start: u64,
     end: u64,
     /// Whether writes to the region reach the file.
@@ -20,10 +20,10 @@ struct Part {
 /// Bytes that a private mapping has not copied yet change with a shared mapping of them, so one
 /// shared mapping is enough.
 pub(super) fn check(regions: &[(Region, OpenedBacking)]) -> Result<(), BuildError> {
-    let mut files: BTreeMap<FileIdentity, Vec<Part>> = BTreeMap::new();
+    let mut files: BTreeMap<FileIdentity, Vec<FilePart>> = BTreeMap::new();
     for (region, backing) in regions {
         if let (Some(identity), Some((_, offset))) = (backing.identity, &backing.file) {
-            files.entry(identity).or_default().push(Part {
+            files.entry(identity).or_default().push(FilePart {
                 start: *offset,
                 end: offset.saturating_add(region.size),
                 is_shared: backing.sharing == Sharing::Shared && !region.options.read_only,
@@ -35,10 +35,10 @@ pub(super) fn check(regions: &[(Region, OpenedBacking)]) -> Result<(), BuildErro
 }
 
 /// Checks the parts of one file.
-fn check_file(mut parts: Vec<Part>) -> Result<(), BuildError> {
+fn check_file(mut parts: Vec<FilePart>) -> Result<(), BuildError> {
     parts.sort_by_key(|part| part.start);
     // The part that ends last: of all parts so far, and of the shared ones among them.
-    let (mut last, mut last_shared): (Option<&Part>, Option<&Part>) = (None, None);
+    let (mut last, mut last_shared): (Option<&FilePart>, Option<&FilePart>) = (None, None);
     for part in &parts {
         let before = if part.is_shared { last } else { last_shared };
         if let Some(before) = before.filter(|before| before.end > part.start) {
@@ -48,7 +48,7 @@ fn check_file(mut parts: Vec<Part>) -> Result<(), BuildError> {
                 offset: part.start,
             });
         }
-        let ends_last = |known: &Option<&Part>| known.is_none_or(|known| known.end < part.end);
+        let ends_last = |known: &Option<&FilePart>| known.is_none_or(|known| known.end < part.end);
         if ends_last(&last) {
             last = Some(part);
         }
@@ -66,7 +66,7 @@ mod tests {
     /// Checks parts, each as start, end and whether it is shared.
     fn conflict(parts: &[(u64, u64, bool)]) -> Option<(u64, u64)> {
         let parts = parts.iter().zip(0..);
-        let parts = parts.map(|(&(start, end, is_shared), n)| Part {
+        let parts = parts.map(|(&(start, end, is_shared), n)| FilePart {
             start,
             end,
             is_shared,

@@ -4,7 +4,7 @@ use vm_memory::mmap::BlockStates;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::{BlocksDescription, Description, DescriptionError};
-use crate::mapping::{bytes, provisioned, span_of, HostMapped};
+use crate::mapping::{provisioned, span_of, to_u64, HostMapped};
 use crate::operations::{plug, unplug};
 use crate::region::Span;
 
@@ -159,7 +159,7 @@ fn superfluous(states: &BlockStates, plugged: &[(u64, u64)]) -> Vec<(u64, u64)> 
     let mut described = plugged.iter().copied().peekable();
     let mut found = Vec::new();
     for (offset, len) in states.runs() {
-        let (mut at, end) = (bytes(offset), bytes(offset).saturating_add(bytes(len)));
+        let (mut at, end) = (to_u64(offset), to_u64(offset).saturating_add(to_u64(len)));
         // Both lists ascend, so ranges that end before `at` are passed for good.
         while at < end {
             let end_of = |range: &(u64, u64)| range.0.saturating_add(range.1);

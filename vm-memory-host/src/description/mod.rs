@@ -3,15 +3,17 @@
 mod apply_blocks;
 mod compare;
 mod descriptors;
+mod display;
+mod error;
 mod file_layout;
 #[cfg(feature = "serde")]
 mod unchecked;
 
 pub use descriptors::Descriptors;
+pub use error::DescriptionError;
 pub use file_layout::{FileLayout, FileLayoutError};
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Display};
 use std::fs::File;
 use std::sync::Arc;
 
@@ -19,8 +21,8 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::builder::MemoryBuilder;
 use crate::builder::{check_layout, MAX_FILE_LENGTH};
-use crate::error::{BuildError, ChangeError, NotProvisioned};
-use crate::mapping::{bytes, provisioned, span_of, HostMapped, HostMapping};
+use crate::error::{BuildError, NotProvisioned};
+use crate::mapping::{provisioned, span_of, to_u64, HostMapped, HostMapping};
 use crate::region::{Backing, BackingKind, Blocks, Options, Region, Sharing, Span};
 use crate::sys;
 
@@ -175,92 +177,6 @@ pub struct BlocksDescription {
     pub plugged: Vec<(u64, u64)>,
 }
 
-/// An error of a method of [`Description`].
-///
-/// # Examples
-///
-/// ```
-/// use vm_memory_host::{Description, DescriptionError, Descriptors};
-///
-/// let mut newer = Description::new(Vec::new());
-/// newer.version += 1;
-/// assert!(matches!(newer.builder(Descriptors::default()), Err(DescriptionError::Version { .. })));
-/// ```
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DescriptionError {
-    /// The description has a version that this crate does not read.
-    #[error(
-        "description has version {version}, but this crate reads version {}; \
-        use the release that wrote it",
-        Description::VERSION
-    )]
-    Version {
-        /// Its version.
-        version: u32,
-    },
-    /// A region refers to a descriptor that was not passed.
-    #[error(
-        "region {region}: descriptor {index} is missing, only {count} were passed; \
-        pass all that describe() returned"
-    )]
-    NoDescriptor {
-        /// The region.
-        region: Span,
-        /// The index of the descriptor.
-        index: u32,
-        /// The number of descriptors that were passed.
-        count: usize,
-    },
-    /// A region is not valid, whatever the host and the files are.
-    #[error(transparent)]
-    Layout(#[from] BuildError),
-    /// A region has blocks, but the memory does not have this region with such blocks.
-    #[error(
-        "region {region}: the memory has no such region with blocks of this size; \
-        build it from a description of the source"
-    )]
-    OtherBlocks {
-        /// The region.
-        region: Span,
-    },
-    /// A block was not plugged or unplugged.
-    #[error(transparent)]
-    Change(#[from] ChangeError),
-}
-
-impl DescriptionError {
-    /// Returns whether it failed because pages, or memory for them, were short.
-    ///
-    /// The same call may succeed later. See [`BuildError::is_shortage`] and
-    /// [`ChangeError::is_shortage`].
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use vm_memory::GuestMemoryMmap;
-    /// use vm_memory_host::{Description, DescriptionError};
-    ///
-    /// /// Returns whether the blocks are as described. If pages are short, they may be so later.
-    /// fn follow(memory: &GuestMemoryMmap, from: &Description) -> Result<bool, DescriptionError> {
-    ///     match from.apply_blocks(memory) {
-    ///         Err(error) if error.is_shortage() => Ok(false),
-    ///         result => result.map(|()| true),
-    ///     }
-    /// }
-    /// assert!(follow(&GuestMemoryMmap::new(), &Description::new(Vec::new()))?);
-    /// # Ok::<(), DescriptionError>(())
-    /// ```
-    #[must_use]
-    pub fn is_shortage(&self) -> bool {
-        match self {
-            DescriptionError::Layout(error) => error.is_shortage(),
-            DescriptionError::Change(error) => error.is_shortage(),
-            _ => false,
-        }
-    }
-}
-
 /// Describes guest memory, and returns the files that its regions refer to.
 ///
 /// # Examples
@@ -347,7 +263,7 @@ fn blocks(mapping: &HostMapping) -> Option<BlocksDescription> {
     let (blocks, record) = mapping.blocks.as_ref()?;
     let plugged = record
         .runs()
-        .map(|(offset, len)| (bytes(offset), bytes(len)));
+        .map(|(offset, len)| (to_u64(offset), to_u64(len)));
     Some(BlocksDescription::new(*blocks, plugged.collect()))
 }
 
@@ -620,53 +536,5 @@ impl RegionDescription {
             region.plugged.clone_from(&described.plugged);
         }
         region
-    }
-}
-
-impl Display for Description {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for region in &self.regions {
-            writeln!(f, "{region}")?;
-        }
-        Ok(())
-    }
-}
-
-impl Display for RegionDescription {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} : ", self.span)?;
-        match &self.backing {
-            BackingDescription::Anonymous => write!(f, "{}", BackingKind::Anonymous)?,
-            BackingDescription::Descriptor {
-                kind, page_size, ..
-            } => match kind {
-                BackingKind::Hugetlb => write!(f, "{kind} {} KiB", page_size / 1024)?,
-                _ => write!(f, "{kind}")?,
-            },
-        }
-        if let Some(name) = &self.options.name {
-            write!(f, " {name:?}")?;
-        }
-        if let BackingDescription::Descriptor {
-            index,
-            offset,
-            sharing,
-            ..
-        } = &self.backing
-        {
-            write!(f, ", descriptor {index} at {offset:#x}")?;
-            if *sharing == Sharing::Private {
-                write!(f, ", private copy")?;
-            }
-        }
-        if let Some(described) = &self.blocks {
-            let plugged = described
-                .plugged
-                .iter()
-                .fold(0u64, |sum, (_, len)| sum.saturating_add(*len));
-            let size = described.blocks.size;
-            write!(f, ", blocks of {size:#x}, {plugged:#x} bytes plugged")?;
-        }
-        Ok(())
     }
 }

@@ -51,7 +51,7 @@ impl fmt::Display for GroupLimit {
 }
 
 /// The files of a limit and of its usage.
-struct Files {
+struct LimitFiles {
     limit: &'static str,
     usage: &'static str,
     /// Whether swap is available in addition.
@@ -59,26 +59,26 @@ struct Files {
 }
 
 /// Files of version 2, whose `memory.swap.max` limits swap.
-const MEMORY_V2: [Files; 2] = [
-    Files {
+const MEMORY_V2: [LimitFiles; 2] = [
+    LimitFiles {
         limit: "memory.max",
         usage: "memory.current",
         is_without_swap: true,
     },
-    Files {
+    LimitFiles {
         limit: "memory.high",
         usage: "memory.current",
         is_without_swap: true,
     },
 ];
 /// Files of version 1.
-const MEMORY_V1: [Files; 2] = [
-    Files {
+const MEMORY_V1: [LimitFiles; 2] = [
+    LimitFiles {
         limit: "memory.limit_in_bytes",
         usage: "memory.usage_in_bytes",
         is_without_swap: true,
     },
-    Files {
+    LimitFiles {
         limit: "memory.memsw.limit_in_bytes",
         usage: "memory.memsw.usage_in_bytes",
         is_without_swap: false,

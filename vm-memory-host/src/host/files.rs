@@ -60,15 +60,14 @@ impl SystemFiles {
         if known.is_closed {
             return None;
         }
-        let bytes = fs::read(path);
-        let bytes = bytes.inspect_err(|error| {
+        let content = fs::read(path).inspect_err(|error| {
             log_debug!(
                 "{}: cannot be read, and its limit is not checked: {error}",
                 path.display()
             );
         });
-        let bytes = bytes.ok();
-        let text = bytes.map(|bytes| Arc::from(String::from_utf8_lossy(&bytes)));
+        let content = content.ok();
+        let text = content.map(|content| Arc::from(String::from_utf8_lossy(&content)));
         known.texts.insert(path.to_owned(), text.clone());
         text
     }

@@ -38,13 +38,13 @@ pub(crate) fn remedy(
         error.raw_os_error(),
         Some(libc::ENOMEM | libc::EAGAIN | libc::EPERM)
     );
-    let met = is_limit.then(|| Process::current(&host.again()).limit(need, len));
+    let met = is_limit.then(|| ProcessLimits::current(&host.again()).limit(need, len));
     met.flatten().unwrap_or_else(|| otherwise.to_owned())
 }
 
 /// The limits of a process and its usage, in bytes. `None` is unlimited or unknown.
 #[derive(Clone, Copy, Debug, Default)]
-struct Process {
+struct ProcessLimits {
     address_space: (u64, Option<u64>),
     data: (u64, Option<u64>),
     locked: (u64, Option<u64>),
@@ -57,7 +57,7 @@ struct Process {
     total: Option<u64>,
 }
 
-impl Process {
+impl ProcessLimits {
     fn current(host: &HostResources) -> Self {
         let read = |name: &str| fs::read(host.proc().join(name)).unwrap_or_default();
         // Capabilities belong to a thread.
@@ -176,14 +176,14 @@ mod tests {
 
     #[test]
     fn limit_names_only_a_limit_that_is_exceeded() {
-        let free = Process {
+        let free = ProcessLimits {
             address_space: (100, Some(200)),
             data: (50, Some(150)),
             locked: (10, Some(40)),
             vmas: (10, Some(20)),
             committed: (500, Some(600)),
             total: Some(1000),
-            ..Process::default()
+            ..ProcessLimits::default()
         };
         let (private, reserved) = (
             Need::Private { reserve: false },
@@ -201,20 +201,20 @@ mod tests {
             assert_eq!(found.is_some(), part.is_some(), "{need:?}: {found:?}");
             assert!(found.unwrap_or_default().contains(part.unwrap_or("")));
         }
-        let many = Process {
+        let many = ProcessLimits {
             vmas: (19, Some(20)),
             ..free
         };
         let found = many.limit(Need::Addresses, 1).unwrap();
         assert!(found.starts_with("19 of 20 VMAs are in use"), "{found}");
-        let unlimited = Process {
+        let unlimited = ProcessLimits {
             data: (0, None),
             ..free
         };
         assert_eq!(unlimited.limit(private, 5000), None);
         let found = unlimited.limit(reserved, 5000).unwrap();
         assert!(found.contains("vm.overcommit_memory is 0"), "{found}");
-        let strict = Process {
+        let strict = ProcessLimits {
             overcommit: 2,
             ..unlimited
         };

@@ -6,7 +6,7 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
-use super::{bytes, HostMapping};
+use super::{to_u64, HostMapping};
 use crate::error::{NotProvisioned, OtherProcess};
 use crate::region::{BackingKind, Span};
 use crate::sys::READ_WRITE;
@@ -109,7 +109,7 @@ impl<B: Bitmap> HostMapped for GuestRegionMmap<B> {
 /// Returns [`NotProvisioned`] if the region was not built by
 /// [`MemoryBuilder`](crate::MemoryBuilder).
 pub fn provisioned<R: HostMapped>(region: &R) -> Result<&HostMapping, NotProvisioned> {
-    let has_all = |mapping: &&HostMapping| bytes(mapping.mapped.len()) == region.len();
+    let has_all = |mapping: &&HostMapping| to_u64(mapping.mapped.len()) == region.len();
     let mapping = region.host_mapping().filter(has_all);
     mapping.ok_or(NotProvisioned {
         region: span_of(region),

@@ -37,7 +37,7 @@ use vm_memory::GuestAddress;
 
 use crate::host::VmaBudget;
 use crate::region::{BackingKind, Blocks, Lock, NumaPolicy, Options, Span, TransparentHugePages};
-pub(crate) use crate::sys::bytes;
+pub(crate) use crate::sys::to_u64;
 use crate::sys::{Advice, Mapped, NodePolicy};
 
 /// The memory of a region that this crate has built.
@@ -88,7 +88,7 @@ impl HostMapping {
     pub fn span(&self) -> Span {
         Span {
             start: self.start.0,
-            size: bytes(self.mapped.len()),
+            size: to_u64(self.mapped.len()),
         }
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-use super::{bytes, span_of, usable, HostMapped, HostMapping};
+use super::{span_of, to_u64, usable, HostMapped, HostMapping};
 use crate::error::ChangeError;
 
 /// The part of a range of guest memory that is in one region.
@@ -46,7 +46,7 @@ where
         let (region, offset) = memory.to_region_addr(at).ok_or_else(hole)?;
         let mapping: &HostMapping = usable::<_, ChangeError>(region)?;
         // The length of the mapping: a region of another crate may return another one each time.
-        let here = bytes(mapping.mapped.len())
+        let here = to_u64(mapping.mapped.len())
             .saturating_sub(offset.0)
             .min(len.saturating_sub(before));
         let (what, granularity) = granularity(region, mapping)?;
@@ -75,7 +75,7 @@ impl<R: HostMapped> Part<'_, R> {
             region: span_of(self.region),
             what,
             start: self.start(),
-            len: bytes(self.len),
+            len: to_u64(self.len),
             done: self.before,
             source,
         }
@@ -86,7 +86,7 @@ impl<R: HostMapped> Part<'_, R> {
         ChangeError::Unaligned {
             region: span_of(self.region),
             start: self.start(),
-            len: bytes(self.len),
+            len: to_u64(self.len),
             what,
             granularity,
         }
@@ -97,7 +97,7 @@ impl<R: HostMapped> Part<'_, R> {
         self.region
             .start_addr()
             .0
-            .saturating_add(bytes(self.offset))
+            .saturating_add(to_u64(self.offset))
     }
 
     /// Marks all pages dirty.

@@ -12,7 +12,7 @@ use vm_memory::GuestMemoryBackend;
 use super::discard::{reads_as_zeroes, READ_LEN};
 use super::residency::ResidencyError;
 use crate::error::{NotProvisioned, OtherProcess};
-use crate::mapping::{bytes, provisioned, span_of, unplugged_runs, HostMapped, HostMapping};
+use crate::mapping::{provisioned, span_of, to_u64, unplugged_runs, HostMapped, HostMapping};
 use crate::region::{BackingKind, Sharing, Span};
 use crate::sys;
 
@@ -92,7 +92,7 @@ pub struct Content<'a> {
     /// The regions that are not finished.
     regions: VecDeque<(Span, &'a HostMapping)>,
     /// The sources for the first of these regions, or `None` before its first window.
-    source: Option<Source>,
+    source: Option<ContentSource>,
     /// The walks over the files of all regions so far, by [`FileId`].
     walks: BTreeMap<FileId, Walk>,
     /// The offset in the first region at which the next window begins.
@@ -103,7 +103,7 @@ pub struct Content<'a> {
 
 /// The sources of information about which pages of a region have content.
 #[derive(Debug)]
-struct Source {
+struct ContentSource {
     /// Whether all pages count.
     all: bool,
     /// The region's file, if its data counts.
@@ -192,7 +192,7 @@ impl Content<'_> {
     fn examine(&mut self, span: Span, mapping: &HostMapping) -> io::Result<()> {
         let source = match &mut self.source {
             Some(source) => source,
-            None => self.source.insert(Source::of(mapping)?),
+            None => self.source.insert(ContentSource::of(mapping)?),
         };
         let rest = mapping.mapped().len().saturating_sub(self.next);
         let window = self.next..self.next.saturating_add(rest.min(WINDOW));
@@ -200,16 +200,16 @@ impl Content<'_> {
         let page = sys::page_size();
         let mut marked = vec![false; window.len().div_ceil(page)];
         source.mark(mapping, &window, &mut self.walks, &mut marked)?;
-        let start = span.start.saturating_add(bytes(window.start));
+        let start = span.start.saturating_add(to_u64(window.start));
         for (page_number, _) in marked.iter().enumerate().filter(|(_, has)| **has) {
-            let at = start.saturating_add(bytes(page_number.saturating_mul(page)));
+            let at = start.saturating_add(to_u64(page_number.saturating_mul(page)));
             match self.ready.back_mut() {
                 Some(last) if last.start.saturating_add(last.size) == at => {
-                    last.size = last.size.saturating_add(bytes(page));
+                    last.size = last.size.saturating_add(to_u64(page));
                 }
                 _ => self.ready.push_back(Span {
                     start: at,
-                    size: bytes(page),
+                    size: to_u64(page),
                 }),
             }
         }
@@ -217,7 +217,7 @@ impl Content<'_> {
     }
 }
 
-impl Source {
+impl ContentSource {
     /// Finds the source for a region.
     fn of(mapping: &HostMapping) -> io::Result<Self> {
         mapping.mapped().check_here()?;
@@ -301,8 +301,8 @@ impl Source {
         }
         if let (Some((id, file)), Some((_, start))) = (&self.file, mapping.file()) {
             let walk = walks.entry(*id).or_default();
-            let end = start.saturating_add(bytes(window.end));
-            let mut at = start.saturating_add(bytes(window.start));
+            let end = start.saturating_add(to_u64(window.end));
+            let mut at = start.saturating_add(to_u64(window.start));
             while at < end {
                 let data = walk.data_after(file, at)?.unwrap_or(at..end);
                 if data.start >= end {
@@ -419,7 +419,7 @@ fn mark_unmapped(mapping: &HostMapping, window: &Range<usize>, marked: &mut [boo
             let part = at..at.saturating_add(step).min(end);
             let pages = pages_of(&part, window.start);
             let mut marks = marked.iter().skip(pages.start).take(pages.len());
-            let from = start.saturating_add(bytes(at));
+            let from = start.saturating_add(to_u64(at));
             if !marks.all(|mark| *mark) && !reads_as_zeroes(file, from, part.len(), &mut buffer) {
                 set(marked, window, part, true);
             }
@@ -434,7 +434,7 @@ fn entries(pagemap: &File, mapping: &HostMapping, window: &Range<usize>) -> io::
     let mut text = vec![0u8; pages.saturating_mul(ENTRY)];
     let address = mapping.host_address().saturating_add(window.start);
     let number = address.checked_div(sys::page_size()).unwrap_or(0);
-    pagemap.read_exact_at(&mut text, bytes(number.saturating_mul(ENTRY)))?;
+    pagemap.read_exact_at(&mut text, to_u64(number.saturating_mul(ENTRY)))?;
     let (entries, _) = text.as_chunks::<ENTRY>();
     Ok(entries
         .iter()
@@ -465,7 +465,7 @@ mod tests {
         // During the migration, the entries are 0.
         let pagemap = tempfile::tempfile().unwrap();
         pagemap.set_len(1 << 39).unwrap();
-        let source = Source::of_huge_pages(pagemap);
+        let source = ContentSource::of_huge_pages(pagemap);
         let pages = mapping.mapped().len() / sys::page_size();
         let mut marked = vec![false; pages];
         let window = 0..mapping.mapped().len();
@@ -489,10 +489,10 @@ mod tests {
 
     #[test]
     fn content_of_file_with_hole_before_data_looks_for_it_once() {
-        let (page, size) = (bytes(sys::page_size()), bytes(8 * WINDOW));
+        let (page, size) = (to_u64(sys::page_size()), to_u64(8 * WINDOW));
         let region = Region::new(GuestAddress(0), size).backing(Backing::Memfd);
         let memory = MemoryBuilder::new().region(region).build::<()>().unwrap();
-        let start = bytes(7 * WINDOW);
+        let start = to_u64(7 * WINDOW);
         for at in (start..start + 64 * page).step_by(sys::page_size()) {
             memory.write_obj(1u8, GuestAddress(at)).unwrap();
         }
@@ -508,29 +508,29 @@ mod tests {
     #[test]
     fn content_of_full_file_looks_for_its_end_once() {
         let size = 2 * WINDOW;
-        let region = Region::new(GuestAddress(0), bytes(size)).backing(Backing::Memfd);
+        let region = Region::new(GuestAddress(0), to_u64(size)).backing(Backing::Memfd);
         let memory = MemoryBuilder::new().region(region).build::<()>().unwrap();
         for page in (0..size).step_by(sys::page_size()) {
-            memory.write_obj(1u8, GuestAddress(bytes(page))).unwrap();
+            memory.write_obj(1u8, GuestAddress(to_u64(page))).unwrap();
         }
         let all = Span {
             start: 0,
-            size: bytes(size),
+            size: to_u64(size),
         };
         let (ranges, walk) = ranges_and_walk(&memory);
         assert_eq!(ranges, [all]);
-        assert_eq!(walk.passed, bytes(size));
+        assert_eq!(walk.passed, to_u64(size));
         // A hole in the second window: the data before it and after it is found.
         let mapping = provisioned(memory.iter().next().unwrap()).unwrap();
         let (file, _) = mapping.file().unwrap();
-        let (page, hole) = (bytes(sys::page_size()), bytes(WINDOW) + 0x10_0000);
+        let (page, hole) = (to_u64(sys::page_size()), to_u64(WINDOW) + 0x10_0000);
         sys::punch_hole(file, hole, page).unwrap();
         let (ranges, walk) = ranges_and_walk(&memory);
         let after = hole + page;
-        let expected = [(0, hole), (after, bytes(size) - after)];
+        let expected = [(0, hole), (after, to_u64(size) - after)];
         let expected = expected.map(|(start, size)| Span { start, size });
         assert_eq!(ranges, expected);
-        assert_eq!(walk.passed, bytes(size));
+        assert_eq!(walk.passed, to_u64(size));
     }
 
     const REGIONS: u64 = 400;
@@ -538,7 +538,7 @@ mod tests {
     /// Creates regions over the pages of one file, which are written if `written`. `page_of` is the
     /// number of the file's page for a region.
     fn regions_of_one_file(written: bool, page_of: impl Fn(u64) -> u64) -> GuestMemoryMmap {
-        let page = bytes(sys::page_size());
+        let page = to_u64(sys::page_size());
         let len = REGIONS * page;
         let file = sys::memfd(c"content", len, None).unwrap();
         sys::allocate_range(&file, 0, len).unwrap();
@@ -561,7 +561,7 @@ mod tests {
 
     #[test]
     fn content_of_many_regions_of_one_file_passes_each_page_once() {
-        let len = REGIONS * bytes(sys::page_size());
+        let len = REGIONS * to_u64(sys::page_size());
         for written in [true, false] {
             let memory = regions_of_one_file(written, |number| number);
             let (ranges, walk) = ranges_and_walk(&memory);
@@ -572,7 +572,7 @@ mod tests {
 
     #[test]
     fn content_of_regions_that_go_back_in_one_file_passes_it_few_times() {
-        let len = REGIONS * bytes(sys::page_size());
+        let len = REGIONS * to_u64(sys::page_size());
         let memory = regions_of_one_file(true, |number| REGIONS - 1 - number);
         let (ranges, walk) = ranges_and_walk(&memory);
         assert_eq!(ranges.len(), 400);

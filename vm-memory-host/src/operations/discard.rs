@@ -9,7 +9,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 use super::residency::mincore_bytes;
 use crate::error::ChangeError;
 use crate::mapping::{
-    bytes, parts, span_of, unplugged_runs, Changes, HostMapped, HostMapping, Part,
+    parts, span_of, to_u64, unplugged_runs, Changes, HostMapped, HostMapping, Part,
 };
 use crate::region::{BackingKind, Lock, Sharing};
 use crate::sys::{self, Advice, Mapped};
@@ -164,7 +164,7 @@ pub(super) fn discard_whole<R: HostMapped>(part: &Part<'_, R>) -> Result<u64, Ch
 /// Discards whole pages of a mapping, and returns the number of bytes freed.
 fn discard_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
     let mut changes = mapping.lock_changes()?;
-    let all = |()| bytes(len);
+    let all = |()| to_u64(len);
     let Some((file, start)) = &mapping.backing.file else {
         return free_pages(&changes, offset, len).map(all);
     };
@@ -188,7 +188,7 @@ fn discard_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<
         }
         BackingKind::File => {
             let freed = if mapping.backing.allocated {
-                sys::zero_range(file, start.saturating_add(bytes(offset)), bytes(len))
+                sys::zero_range(file, start.saturating_add(to_u64(offset)), to_u64(len))
             } else if file.metadata()?.file_type().is_char_device() {
                 // The driver owns the memory of a character device, which cannot have holes.
                 return mapping.mapped().fill_zeroes(offset, len).map(|()| 0);
@@ -260,7 +260,7 @@ fn release_huge_pages(
     for (at, page) in huge_pages(changes.mapping, offset, len) {
         let is_reserved = !changes.zeroed.released.contains(&at);
         let exists = is_reserved
-            && sys::allocate_range(file, start.saturating_add(bytes(at)), bytes(page)).is_ok();
+            && sys::allocate_range(file, start.saturating_add(to_u64(at)), to_u64(page)).is_ok();
         free_pages(changes, at, page)?;
         if exists {
             changes.zeroed.released.insert(at);
@@ -284,7 +284,7 @@ fn overwrite_plugged(
     let mut freed = 0u64;
     for (at, run) in unplugged_runs(blocks, offset, len) {
         free_pages(mapping, at, run)?;
-        freed = freed.saturating_add(bytes(run));
+        freed = freed.saturating_add(to_u64(run));
     }
     for (at, run) in blocks.runs_in(offset, len) {
         overwrite(at, run)?;
@@ -313,7 +313,7 @@ fn overwrite_huge_pages(
             bytes_of_file.resize(READ_LEN.min(page), 0);
             if reads_as_zeroes(
                 file,
-                start.saturating_add(bytes(at)),
+                start.saturating_add(to_u64(at)),
                 page,
                 &mut bytes_of_file,
             ) {
@@ -334,7 +334,7 @@ pub(super) fn reads_as_zeroes(file: &File, start: u64, len: usize, buffer: &mut 
     (0..len).step_by(step).all(|done| {
         let here = len.saturating_sub(done).min(step);
         let part = buffer.get_mut(..here).unwrap_or_default();
-        let read = file.read_exact_at(part, start.saturating_add(bytes(done)));
+        let read = file.read_exact_at(part, start.saturating_add(to_u64(done)));
         read.is_ok() && part.iter().all(|byte| *byte == 0)
     })
 }
@@ -344,7 +344,7 @@ pub(crate) fn free_pages(mapping: &Changes<'_>, offset: usize, len: usize) -> io
     match &mapping.backing.file {
         None => free_private_pages(mapping, offset, len),
         Some((file, start)) => {
-            let (start, count) = (start.saturating_add(bytes(offset)), bytes(len));
+            let (start, count) = (start.saturating_add(to_u64(offset)), to_u64(len));
             // Punching a hole in a block device may fail, or leave any contents.
             let is_block_device = mapping.kind() == BackingKind::File
                 && file.metadata()?.file_type().is_block_device();
@@ -397,7 +397,7 @@ fn free_private_pages(mapping: &Changes<'_>, offset: usize, len: usize) -> io::R
 fn replace_with_zeroes(changes: &mut Changes<'_>, offset: usize, len: usize) -> io::Result<u64> {
     let end = offset.saturating_add(len);
     if changes.zeroed.contains(offset, end) {
-        return free_private_pages(changes, offset, len).map(|()| bytes(len));
+        return free_private_pages(changes, offset, len).map(|()| to_u64(len));
     }
     let mapping = changes.mapping;
     let overwrite = || mapping.mapped().fill_zeroes(offset, len).map(|()| 0);
@@ -407,7 +407,7 @@ fn replace_with_zeroes(changes: &mut Changes<'_>, offset: usize, len: usize) -> 
     let splice = || splice_zeroes(mapping, offset, len);
     match changes.zeroed.replace(offset, end, splice) {
         None => overwrite(),
-        Some(Ok(())) => Ok(bytes(len)),
+        Some(Ok(())) => Ok(to_u64(len)),
         // A limit leaves no room for another mapping or another locked one (`RLIMIT_AS`,
         // `RLIMIT_MEMLOCK`, `vm.max_map_count`), or the process has lost the privilege to lock.
         Some(Err(error))

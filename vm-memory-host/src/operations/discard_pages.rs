@@ -19,7 +19,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::discard::{discard_whole, refuse_read_only};
 use crate::error::{ChangeError, RefusedPage};
-use crate::mapping::{bytes, usable, HostMapped, HostMapping, Part};
+use crate::mapping::{to_u64, usable, HostMapped, HostMapping, Part};
 
 /// The size of the pages that are numbered, whatever the page size of guest and host.
 pub(super) const NUMBERED: u64 = 1 << NUMBERED_SHIFT;
@@ -228,7 +228,7 @@ pub(super) fn discard_listed<R: HostMapped>(part: &ListedPart<'_, R>, report: &m
         match count {
             0 => {}
             _ if is_whole => report.record(page, count, discard_whole(&here)),
-            _ => report.refuse(page, count, here.not_whole("pages", bytes(page_size))),
+            _ => report.refuse(page, count, here.not_whole("pages", to_u64(page_size))),
         }
     }
 }
@@ -272,7 +272,7 @@ impl<'a, R: HostMapped> ListedPart<'a, R> {
 
 /// Returns the number of pages in a number of bytes.
 pub(super) fn pages_of(len: usize) -> u64 {
-    bytes(len) >> NUMBERED_SHIFT
+    to_u64(len) >> NUMBERED_SHIFT
 }
 
 /// Calls `use_part` for the listed pages that are in memory, and refuses the others.
@@ -324,7 +324,7 @@ where
     let (region, offset) = found.ok_or_else(hole)?;
     let mapping = usable::<_, ChangeError>(region)?;
     refuse_read_only(region, mapping)?;
-    let in_region = bytes(mapping.mapped().len()).saturating_sub(offset.0);
+    let in_region = to_u64(mapping.mapped().len()).saturating_sub(offset.0);
     let listed = last.saturating_sub(page).saturating_add(1);
     let count = listed.min(in_region >> NUMBERED_SHIFT);
     let len = count.saturating_mul(NUMBERED);

@@ -19,7 +19,7 @@ use crate::error::{ChangeError, PLUG};
 use crate::host::GroupLimit;
 use crate::host::HostResources;
 use crate::mapping::{
-    bytes, parts, span_of, unplugged_runs, Changes, HostMapped, HostMapping, Part,
+    parts, span_of, to_u64, unplugged_runs, Changes, HostMapped, HostMapping, Part,
 };
 use crate::region::{BackingKind, Blocks, Unplugged};
 use crate::sys::{self, Advice};
@@ -376,7 +376,7 @@ fn unplug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u
 
 /// Returns the total length of runs.
 fn total(runs: impl IntoIterator<Item = (usize, usize)>) -> u64 {
-    let lengths = runs.into_iter().map(|(_, len)| bytes(len));
+    let lengths = runs.into_iter().map(|(_, len)| to_u64(len));
     lengths.fold(0, u64::saturating_add)
 }
 
@@ -391,7 +391,7 @@ fn prepare(mapping: &Changes<'_>, blocks: &Blocks, offset: usize, len: usize) ->
     }
     match &mapping.backing.file {
         Some((file, start)) if mapping.backing.allocated => {
-            sys::allocate_range(file, start.saturating_add(bytes(offset)), bytes(len))
+            sys::allocate_range(file, start.saturating_add(to_u64(offset)), to_u64(len))
         }
         _ => Ok(()),
     }
@@ -427,7 +427,7 @@ fn check_memory<R: HostMapped>(part: &Part<'_, R>) -> Result<(), ChangeError> {
             return Err(ChangeError::Memory {
                 region: span_of(part.region),
                 start: part.start(),
-                len: bytes(part.len),
+                len: to_u64(part.len),
                 wanted,
                 available,
                 done: part.before,
@@ -445,7 +445,7 @@ fn over_limit<R: HostMapped>(part: &Part<'_, R>, wanted: u64, limit: GroupLimit)
     ChangeError::ControlGroup {
         region: span_of(part.region),
         start: part.start(),
-        len: bytes(part.len),
+        len: to_u64(part.len),
         wanted,
         limit,
         done: part.before,
@@ -473,7 +473,7 @@ fn not_plugged<R: HostMapped>(part: &Part<'_, R>, source: io::Error) -> ChangeEr
     ChangeError::NoPages {
         region: span_of(part.region),
         start: part.start(),
-        len: bytes(part.len),
+        len: to_u64(part.len),
         wanted,
         free,
         page_size,

@@ -23,7 +23,7 @@ use vm_memory::GuestMemoryBackend;
 use super::residency::known_resident;
 use crate::error::PrefaultError;
 use crate::host::HostResources;
-use crate::mapping::{bytes, span_of, usable, HostMapped, HostMapping};
+use crate::mapping::{span_of, to_u64, usable, HostMapped, HostMapping};
 use crate::region::{BackingKind, Lock, Sharing, Span};
 use crate::sys::{run_on_threads, Advice, Cpus};
 
@@ -146,7 +146,7 @@ struct State<'a> {
 impl State<'_> {
     /// Records the result of a step.
     fn finish(&mut self, step: &Step<'_>, result: io::Result<()>) {
-        let len = bytes(step.len);
+        let len = to_u64(step.len);
         let (done, total) = (self.done.saturating_add(len), self.total);
         match result {
             Ok(()) => {
@@ -159,7 +159,7 @@ impl State<'_> {
                 let region = step.region;
                 self.end = Some(PrefaultError::System {
                     region,
-                    start: region.start.saturating_add(bytes(step.offset)),
+                    start: region.start.saturating_add(to_u64(step.offset)),
                     len,
                     done: self.done,
                     total,
@@ -181,7 +181,7 @@ pub(crate) fn run(
     let steps: Vec<Step<'_>> = mappings.iter().flat_map(steps).collect();
     let total = steps
         .iter()
-        .fold(0u64, |sum, step| sum.saturating_add(bytes(step.len)));
+        .fold(0u64, |sum, step| sum.saturating_add(to_u64(step.len)));
     let count = threads.get().min(steps.len()).saturating_sub(1);
     // Threads move only for memory with a NUMA policy.
     let moves = |(_, mapping): &(Span, &HostMapping)| !mapping.options.numa.nodes().is_empty();
@@ -305,7 +305,7 @@ fn check_memory(
             BackingKind::Hugetlb => false,
         })
     };
-    let lengths = own().flat_map(steps).map(|step| bytes(step.len));
+    let lengths = own().flat_map(steps).map(|step| to_u64(step.len));
     let mut wanted = lengths.fold(0u64, u64::saturating_add);
     if wanted <= available.saturating_add(all) {
         for (_, mapping) in own() {
@@ -384,7 +384,7 @@ fn cause_of(
 fn too_short(mapping: &HostMapping) -> Option<(u64, u64)> {
     let (file, start) = mapping.file()?;
     let file = file.metadata().ok().filter(|file| file.is_file())?;
-    let needed = start.saturating_add(bytes(mapping.mapped().len()));
+    let needed = start.saturating_add(to_u64(mapping.mapped().len()));
     (file.len() < needed).then_some((needed, file.len()))
 }
 

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use vm_memory::GuestMemoryBackend;
 
 use crate::error::{NotProvisioned, OtherProcess};
-use crate::mapping::{bytes, span_of, usable, HostMapped, HostMapping};
+use crate::mapping::{span_of, to_u64, usable, HostMapped, HostMapping};
 use crate::region::{BackingKind, Span};
 use crate::sys;
 
@@ -251,7 +251,7 @@ pub(crate) fn resident(mapping: &HostMapping) -> io::Result<u64> {
     if let (true, Some((file, 0))) = (is_shared_hugetlb, mapping.file()) {
         // mincore(2) reports only the huge pages that this process maps; the file has all.
         let file = file.metadata()?;
-        if file.len() == bytes(mapping.mapped().len()) {
+        if file.len() == to_u64(mapping.mapped().len()) {
             return Ok(file.blocks().saturating_mul(512));
         }
     }
@@ -270,10 +270,10 @@ fn resident_of_file(mapping: &HostMapping, resident: u64) -> io::Result<u64> {
         _ if mapping.backing.is_shared() => Ok(resident),
         BackingKind::Hugetlb => {
             let allocated = file.metadata()?.blocks().saturating_mul(512);
-            Ok(allocated.min(bytes(len)))
+            Ok(allocated.min(to_u64(len)))
         }
         _ => count_resident(len, |offset, len, pages| {
-            sys::resident_of_file(file, start.saturating_add(bytes(offset)), len, pages)
+            sys::resident_of_file(file, start.saturating_add(to_u64(offset)), len, pages)
         }),
     }
 }
@@ -311,7 +311,7 @@ pub(crate) fn resident_in_file(file: &File, range: &Range<u64>) -> io::Result<u6
     let len = usize::try_from(range.end.saturating_sub(range.start));
     let len = len.map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     count_resident(len, |offset, len, pages| {
-        let start = range.start.saturating_add(bytes(offset));
+        let start = range.start.saturating_add(to_u64(offset));
         sys::resident_of_file(file, start, len, pages)
     })
 }
@@ -345,7 +345,7 @@ fn count_resident(
         resident(done, here, &mut pages)?;
         let present = pages.iter().take(here.div_ceil(page));
         let present = present.filter(|page| *page & 1 != 0).count();
-        count = count.saturating_add(bytes(present));
+        count = count.saturating_add(to_u64(present));
     }
     Ok(count.saturating_mul(sys::page_size_u64()))
 }

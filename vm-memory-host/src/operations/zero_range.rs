@@ -7,7 +7,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::discard::{discard_whole, refuse_read_only};
 use crate::error::ChangeError;
-use crate::mapping::{bytes, parts, HostMapped, Part};
+use crate::mapping::{parts, to_u64, HostMapped, Part};
 
 /// Makes any range of guest memory read as zeroes.
 ///
@@ -80,7 +80,7 @@ where
 
 /// Returns the piece of a part between two offsets in its region.
 fn piece<'a, R>(part: &Part<'a, R>, from: usize, to: usize) -> Part<'a, R> {
-    let before = bytes(from.saturating_sub(part.offset));
+    let before = to_u64(from.saturating_sub(part.offset));
     Part {
         region: part.region,
         mapping: part.mapping,

@@ -29,7 +29,7 @@ pub(crate) use reservation::{
 };
 pub(crate) use threads::{run_detached, run_on_threads, Cpus};
 /// Converts a length.
-pub(crate) use vm_memory::arithmetic::to_u64 as bytes;
+pub(crate) use vm_memory::arithmetic::to_u64;
 
 use std::io::{Error, Result};
 

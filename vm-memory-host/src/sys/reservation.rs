@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::process::Process;
-use super::{bytes, check, page_size, Mapped, READ_WRITE};
+use super::{check, page_size, to_u64, Mapped, READ_WRITE};
 
 /// A range of addresses that this object owns, initially inaccessible.
 ///
@@ -147,7 +147,7 @@ impl Reservation {
     /// The part is still mapped, and nothing else has it.
     pub(super) unsafe fn keep(&self, start: usize, end: usize) {
         self.lock_gaps().retain(|gap| *gap != (start, end));
-        let len = bytes(end.saturating_sub(start));
+        let len = to_u64(end.saturating_sub(start));
         // Relaxed: the counters protect no other memory.
         self.kept.fetch_add(len, Ordering::Relaxed);
         STILL_MAPPED.fetch_add(len, Ordering::Relaxed);
@@ -156,7 +156,7 @@ impl Reservation {
     /// Gives up a part of a dropped region that may be mapped, and counts it.
     pub(super) fn lose(&self, start: usize, end: usize) {
         self.disown(start, end);
-        STILL_MAPPED.fetch_add(bytes(end.saturating_sub(start)), Ordering::Relaxed);
+        STILL_MAPPED.fetch_add(to_u64(end.saturating_sub(start)), Ordering::Relaxed);
     }
 
     /// Gives up a part, after the kernel has refused to put another mapping there.
@@ -283,7 +283,7 @@ pub(super) unsafe fn unmap(addr: *mut u8, len: usize) {
     }
     let error = Error::last_os_error();
     log_warning!("cannot unmap {len:#x} bytes, whose pages are freed: {error}");
-    STILL_MAPPED.fetch_add(bytes(len), Ordering::Relaxed);
+    STILL_MAPPED.fetch_add(to_u64(len), Ordering::Relaxed);
     for advice in [libc::MADV_DONTNEED, super::mapped::MADV_DONTNEED_LOCKED] {
         // SAFETY: munmap(2) has failed, so the range is still mapped. The caller owns its pages,
         // and nothing uses them (contract of `unmap`).
@@ -435,6 +435,9 @@ pub(super) fn arguments(source: Source<'_>) -> (libc::c_int, libc::c_int, libc::
 pub(crate) struct Reserved {
     reservation: Arc<Reservation>,
     /// The offset of the next free part.
+    ///
+    /// Invariant: no `Mapped` and no gap has addresses at and after it, since parts are taken in
+    /// ascending order.
     next: usize,
     /// The number of parts that are mapped.
     parts: usize,
@@ -483,60 +486,58 @@ impl Reserved {
     ///
     /// For a file on hugetlbfs, the caller has checked that `len` is whole pages of the file.
     pub(crate) fn map(&mut self, len: usize, source: Source<'_>) -> Result<Mapped> {
-        let is_whole_pages = len.is_multiple_of(page_size());
-        let end = self.next.checked_add(len).filter(|_| is_whole_pages);
-        let end = end.filter(|end| *end <= self.reservation.len);
-        let end = end.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))?;
-        let writable = !matches!(
-            source,
-            Source::File {
-                writable: false,
-                ..
-            }
-        );
-        let protection = if writable {
-            READ_WRITE
-        } else {
-            libc::PROT_READ
-        };
-        // A trial elsewhere shows whether the kernel accepts the file, before anything is replaced.
-        // Huge pages that a shared trial reserves belong to the file (Linux, "Hugetlbfs
-        // Reservation"), so the trial is kept until the real mapping has them. A private trial
-        // reserves pages for itself, and must go first. So must others: after mlockall(2), both
-        // mappings could exceed `RLIMIT_MEMLOCK`, which one does not.
-        let trial = match source {
-            Source::Anonymous | Source::Accounted => None,
-            Source::File { .. } => Some(TrialMapping::new(len, protection, source)?),
-        };
-        let reserves = matches!(
-            source,
-            Source::File {
-                shared: true,
-                reserve: true,
-                ..
-            }
-        );
-        let trial = trial.filter(|_| reserves);
+        let end = self.end_of_next(len)?;
+        let trial = source.try_file(len)?;
         if !self.reservation.is_here() {
             return Err(Error::from_raw_os_error(libc::ENOMEM));
         }
         self.parts = self.parts.saturating_add(1);
         self.reservation.make_room(self.parts);
+        // SAFETY: 1. `end` is the result of `end_of_next`, and `next` has not changed since. 2.
+        // `is_here` has returned `true`. 3. `check_alignment` has refused other sizes for a file on
+        // hugetlbfs, before the builder calls `map`.
+        unsafe { self.place(len, end, source) }?;
+        drop(trial);
+        let offset = std::mem::replace(&mut self.next, end);
+        Ok(Mapped {
+            reservation: Arc::clone(&self.reservation),
+            offset,
+            len,
+            writable: source.protection() == READ_WRITE,
+        })
+    }
+
+    /// Returns the end of the next part, which has `len` bytes.
+    ///
+    /// Fails unless the part is whole pages, before the last guard or in it.
+    fn end_of_next(&self, len: usize) -> Result<usize> {
+        let end = self.next.checked_add(len);
+        let end = end.filter(|end| *end <= self.reservation.len && len.is_multiple_of(page_size()));
+        end.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))
+    }
+
+    /// Puts a source at the next part, and makes it accessible.
+    ///
+    /// If the kernel refuses to replace the part, this gives it up, and moves `next` after it.
+    ///
+    /// # Safety
+    ///
+    /// 1. `end` is the end of the next part, as [`end_of_next`](Self::end_of_next) returned it.
+    /// 2. [`Reservation::is_here`] has returned `true`.
+    /// 3. For a file on hugetlbfs, `len` is whole pages of the file.
+    unsafe fn place(&mut self, len: usize, end: usize, source: Source<'_>) -> Result<()> {
         // Inaccessible memory is not accounted, so only `make_accessible` can lack it.
         let replaced = match source {
             Source::Anonymous => None,
             Source::Accounted => Some(libc::PROT_NONE),
-            Source::File { .. } => Some(protection),
+            Source::File { .. } => Some(source.protection()),
         };
         if let Some(protection) = replaced {
-            // SAFETY: the next free part ends inside the reservation (checked above). Parts are
-            // taken in ascending order, so no `Mapped` has it, and it is in no gap. `is_here` has
-            // just returned `true`.
+            // SAFETY: the part is in the reservation (clause 1), and in no `Mapped` and no gap
+            // (invariant of `next`). `is_here` has returned `true` (clause 2).
             unsafe { self.reservation.set_apart(self.next, len) }?;
-            // SAFETY: 1. The next free part ends inside the reservation (checked above). Parts are
-            // taken in ascending order, so no `Mapped` has it, and it is in no gap. 2. `is_here`
-            // has returned `true`. 3. `check_alignment` has refused other sizes for a file on
-            // hugetlbfs, before the builder calls `map`.
+            // SAFETY: 1. The part is in the reservation (clause 1), and in no `Mapped` and no gap
+            // (invariant of `next`), so nothing uses it. Clauses 2 and 3 are those of `place`.
             unsafe {
                 self.reservation
                     .map_fixed(self.next, len, protection, source)
@@ -546,20 +547,49 @@ impl Reserved {
                 self.next = end;
             })?;
         }
-        if let Source::Anonymous | Source::Accounted = source {
-            // SAFETY: the next free part ends inside the reservation (checked above). Parts are
-            // taken in ascending order, so no `Mapped` has it, and it is in no gap. `is_here` has
-            // returned `true`.
-            unsafe { self.reservation.make_accessible(self.next, len) }?;
+        match source {
+            Source::File { .. } => Ok(()),
+            // SAFETY: the part is in the reservation (clause 1), and in no `Mapped` and no gap
+            // (invariant of `next`). `is_here` has returned `true` (clause 2).
+            Source::Anonymous | Source::Accounted => unsafe {
+                self.reservation.make_accessible(self.next, len)
+            },
         }
-        drop(trial);
-        let offset = std::mem::replace(&mut self.next, end);
-        Ok(Mapped {
-            reservation: Arc::clone(&self.reservation),
-            offset,
-            len,
-            writable,
-        })
+    }
+}
+
+impl Source<'_> {
+    /// Returns the protection of the finished mapping.
+    fn protection(&self) -> libc::c_int {
+        let is_read_only = matches!(
+            self,
+            Source::File {
+                writable: false,
+                ..
+            }
+        );
+        if is_read_only {
+            libc::PROT_READ
+        } else {
+            READ_WRITE
+        }
+    }
+
+    /// Maps a file elsewhere, to find out whether the kernel accepts it. Nothing is replaced yet.
+    ///
+    /// Huge pages that a shared trial reserves belong to the file (Linux, "Hugetlbfs Reservation").
+    /// So this returns the trial, which the caller keeps until the real mapping has them. A private
+    /// trial reserves pages for itself, and must go first. So must others: after mlockall(2), both
+    /// mappings could exceed `RLIMIT_MEMLOCK`, which one does not.
+    fn try_file(self, len: usize) -> Result<Option<TrialMapping>> {
+        let Source::File {
+            shared, reserve, ..
+        } = self
+        else {
+            return Ok(None);
+        };
+        let trial = TrialMapping::new(len, self.protection(), self)?;
+        Ok((shared && reserve).then_some(trial))
     }
 }
 
@@ -582,7 +612,7 @@ mod tests {
                 assert_eq!(unsafe { libc::munmap(addr.cast(), len) }, 0);
             }
             reservation.lose_after_refusal(0, len);
-            let counted = if is_unmapped { 0 } else { bytes(len) };
+            let counted = if is_unmapped { 0 } else { to_u64(len) };
             assert_eq!(still_mapped() - before, counted);
             if !is_unmapped {
                 // SAFETY: the reservation has given up the range, which is still mapped.
