@@ -435,7 +435,8 @@ fn advice(mapping: &HostMapping) -> Advice {
 mod tests {
     use super::*;
     use crate::mapping::provisioned;
-    use crate::{sys, MemoryBuilder, NumaPolicy, Region};
+    use crate::{sys, MemoryBuilder, NumaPolicy, Region, Unplugged};
+    use std::num::NonZeroU64;
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 
     fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, HostResources) {
@@ -519,6 +520,35 @@ mod tests {
             return test_support::skipped(test, "needs root, to become another user");
         }
         assert!(sys::in_child(|| is_other() && is_refused()));
+    }
+
+    /// The pages of a block stay if the guest touches it after an unplug.
+    #[test]
+    fn check_memory_does_not_count_pages_of_unplugged_blocks() {
+        const BLOCK: NonZeroU64 = NonZeroU64::new(8 << 20).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("proc")).unwrap();
+        let meminfo = "MemTotal: 65536 kB\nMemAvailable: 4096 kB\n";
+        std::fs::write(directory.path().join("proc/meminfo"), meminfo).unwrap();
+        let host = HostResources::at(directory.path());
+        let region = Region::new(GuestAddress(0), 16 << 20).blocks(BLOCK, Unplugged::Mapped);
+        let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build().unwrap();
+        crate::plug(&memory, GuestAddress(0), BLOCK.get()).unwrap();
+        let region = memory.iter().next().unwrap();
+        let mapping = provisioned(region).unwrap();
+        let check = || check_memory(&[(span_of(region), mapping)], &host);
+        let populate = |offset| {
+            let len = 8 << 20;
+            mapping
+                .mapped()
+                .advise(offset, len, Advice::PopulateWrite)
+                .unwrap();
+        };
+        populate(8 << 20);
+        let wanted = BLOCK.get();
+        assert!(matches!(check(), Err(PrefaultError::Memory { wanted: w, .. }) if w == wanted));
+        populate(0);
+        assert!(check().is_ok());
     }
 
     #[test]

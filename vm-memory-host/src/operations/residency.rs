@@ -278,13 +278,19 @@ fn resident_of_file(mapping: &HostMapping, resident: u64) -> io::Result<u64> {
     }
 }
 
-/// Returns the number of bytes of a mapping that are in memory, or 0 if the kernel hides that.
+/// Returns the number of accessible bytes of a mapping that are in memory.
 ///
-/// [`resident`] returns the length of the mapping in the second case.
+/// Pages of unplugged blocks do not count. Returns 0 if the kernel hides the number, where
+/// [`resident`] returns the length of the mapping.
 pub(crate) fn known_resident(mapping: &HostMapping) -> io::Result<u64> {
-    match mapping.file() {
-        Some((file, _)) if mapping.kind() == BackingKind::Memfd && hides_residency(file)? => Ok(0),
-        _ => resident(mapping),
+    match (mapping.file(), mapping.plugged_blocks()) {
+        (Some((file, _)), _) if mapping.kind() == BackingKind::Memfd && hides_residency(file)? => {
+            Ok(0)
+        }
+        (_, None) => resident(mapping),
+        (_, Some(blocks)) => blocks.runs().try_fold(0u64, |sum, (offset, len)| {
+            Ok(sum.saturating_add(mincore_bytes(mapping, offset, len)?))
+        }),
     }
 }
 
