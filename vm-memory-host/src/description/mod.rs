@@ -392,10 +392,12 @@ impl Description {
     ///
     /// # Errors
     ///
-    /// Returns a [`DescriptionError`] if the version is not [`VERSION`](Self::VERSION).
+    /// Returns a [`DescriptionError`] if the version is not [`VERSION`](Self::VERSION), or if a
+    /// region would end past the largest length of a file.
     #[doc(alias = "migration")]
     pub fn fresh(&self) -> Result<MemoryBuilder, DescriptionError> {
         self.check_version()?;
+        self.check_offsets()?;
         let regions = self.regions.iter().map(RegionDescription::fresh);
         Ok(regions.fold(MemoryBuilder::new(), MemoryBuilder::region))
     }
@@ -427,14 +429,17 @@ impl Description {
     /// [`VERSION`](Self::VERSION).
     pub fn check(&self) -> Result<(), DescriptionError> {
         self.check_version()?;
-        for region in &self.regions {
-            region.check_offset()?;
-        }
+        self.check_offsets()?;
         if self.regions.is_empty() {
             return Ok(());
         }
         let regions = self.regions.iter().map(RegionDescription::fresh);
         Ok(check_layout(regions.collect())?)
+    }
+
+    fn check_offsets(&self) -> Result<(), BuildError> {
+        let mut regions = self.regions.iter();
+        regions.try_for_each(RegionDescription::check_offset)
     }
 
     fn check_version(&self) -> Result<(), DescriptionError> {

@@ -9,7 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vm_memory_host::{
     describe, discard, plug, unplug, zero_range, Backing, BackingDescription, BlocksDescription,
     BuildError, Description, DescriptionError, Descriptors, Lock, MemoryBuilder, NumaPolicy,
-    Region, Sharing, Unplugged,
+    Region, Sharing, Span, Unplugged,
 };
 
 const START: u64 = 1 << 32;
@@ -295,6 +295,26 @@ fn build_of_described_private_huge_pages_reserves_them() {
     let memory: Memory = description.builder(files).unwrap().build().unwrap();
     assert_eq!(pool().unwrap().1, 0);
     fill(&memory, START, 2 * HUGE, 1);
+}
+
+#[test]
+fn fresh_with_offset_that_check_refuses_returns_error() {
+    let region = Region::new(GuestAddress(START), PAGE).backing(Backing::Memfd);
+    let (mut description, _) = describe(&build(region).unwrap()).unwrap();
+    match &mut description.regions[0].backing {
+        BackingDescription::Descriptor { offset, .. } => *offset = u64::MAX,
+        other => panic!("{other:?}"),
+    }
+    for result in [description.check(), description.fresh().map(drop)] {
+        let refused = DescriptionError::Layout(BuildError::FileOffset {
+            region: Span {
+                start: START,
+                size: PAGE,
+            },
+            offset: u64::MAX,
+        });
+        assert_eq!(result.unwrap_err().to_string(), refused.to_string());
+    }
 }
 
 #[test]
