@@ -219,7 +219,8 @@ fn slower(rows: &[Row<'_>]) -> Result<String> {
 mod tests {
     use super::*;
 
-    const HEAD: &str = "# Rows\n\n| operation | reference | ours | limit | ratio | 1 | 2 |\n\
+    const HEAD: &str =
+        "# Rows\n\n| operation | reference, ns | ours, ns | limit, ns | ratio | 1 | 2 |\n\
                         |---|---|---|---|---|---|---|\n";
 
     /// Returns `bench/rows.md` with the rows of the first table, and `others`.

@@ -160,7 +160,8 @@ pub(super) fn misses(tables: &Tables) -> Result<String> {
 /// of all contexts.
 pub(super) fn quick_rows(tables: &Tables) -> Result<String> {
     let mut text = String::from(
-        "| operation | reference | ours | limit | ratio, at least | × limit, at most |\n\
+        "| operation | reference, ns | ours, ns | limit, ns | ratio, at least | \
+         × limit, at most |\n\
          |---|---|---|---|---|---|\n",
     );
     let (_, first) = tables.first().context("no build")?;
@@ -200,7 +201,7 @@ pub(super) fn quick_rows(tables: &Tables) -> Result<String> {
 /// Returns the table of all rows, in each context.
 pub(super) fn all_rows(tables: &Tables) -> Result<String> {
     let mut text = String::from(
-        "| operation | reference | ours | limit | ratio | 1: at least | 2: at most |\n\
+        "| operation | reference, ns | ours, ns | limit, ns | ratio | 1: at least | 2: at most |\n\
          |---|---|---|---|---|---|---|\n",
     );
     let (_, first) = tables.first().context("no build")?;
