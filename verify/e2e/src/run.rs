@@ -215,9 +215,10 @@ pub fn run_with(setup: &Setup, prepare: impl FnOnce(&mut Plan)) -> Result<Outcom
         None => None,
     };
     let place = setup.plug.then(|| Place::above(&ram));
-    let plan = Plan::new(&ram, image.sectors() - storm_sectors);
     let storm = truncation.as_ref().map(|truncation| truncation.storm());
-    let mut plan = plan.with_storm(storm).with_plug(place);
+    let mut plan = Plan::new(&ram, image.sectors() - storm_sectors)
+        .with_storm(storm)
+        .with_plug(place);
     let before = image.read_sectors(0, plan.read_chunks * CHUNK_SECTORS)?;
     prepare(&mut plan);
     let storage = Storage::new(setup, image, truncation.as_ref())?;
@@ -271,8 +272,8 @@ pub fn run_with(setup: &Setup, prepare: impl FnOnce(&mut Plan)) -> Result<Outcom
         dirty.device.extend(&history.device);
         dirty.driver.extend(&history.driver);
     }
-    let device = Arc::into_inner(device).ok_or_else(|| Error::other("the device is in use"))?;
-    let device: VirtioMmio<DeviceRam, Storage> = device.into_inner().map_err(Error::poisoned)?;
+    let unused = Arc::into_inner(device).ok_or_else(|| Error::other("the device is in use"))?;
+    let after: VirtioMmio<DeviceRam, Storage> = unused.into_inner().map_err(Error::poisoned)?;
     Ok(Outcome {
         setup: setup.clone(),
         plan,
@@ -281,9 +282,9 @@ pub fn run_with(setup: &Setup, prepare: impl FnOnce(&mut Plan)) -> Result<Outcom
         driver,
         mapper,
         mappings_left: iotlb.map_or(0, |iotlb| iotlb.counters().entries as u64),
-        notifications: device.notifications,
-        broken: device.broken,
-        block: device.block,
+        notifications: after.notifications,
+        broken: after.broken,
+        block: after.block,
         plug,
         truncations: truncation.map_or(0, |truncation| truncation.count()),
         dirty,
