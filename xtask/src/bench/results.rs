@@ -96,7 +96,12 @@ impl Run<'_> {
              their criterion. \"× limit\" is the time of this crate without 1 ns, divided by the limit.\n\n{}",
             quick_rows(tables)?
         )?;
-        write!(text, "\n## Threads\n\n{}\n", curves.threads.trim())?;
+        write!(
+            text,
+            "\n## Threads\n\n{}\n\n\
+             [many-cores.md](many-cores.md) has this table for a machine with 16 processors.\n",
+            curves.threads.trim()
+        )?;
         write!(text, "\n## Provisioning\n\n{}\n", curves.provision.trim())?;
         write!(
             text,
