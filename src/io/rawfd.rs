@@ -13,20 +13,37 @@ use crate::access::fault::Direction;
 use crate::bitmap::BitmapSlice;
 use crate::volatile_memory::{Error as VolatileMemoryError, VolatileSlice};
 
+/// The maximum number of bytes that one system call accepts, if the system has one.
+///
+/// macOS refuses more than `INT_MAX` bytes with `EINVAL`, also as the sum of several vectors. Linux
+/// moves the first 0x7fff_f000 bytes of a longer transfer. This crate does the same on macOS. Other
+/// systems accept each length.
+pub(crate) const MAX_TRANSFER: Option<usize> = if cfg!(target_vendor = "apple") {
+    Some(0x7fff_f000)
+} else {
+    None
+};
+
+/// Returns how many of `len` bytes one system call accepts.
+#[inline(always)]
+fn accepted(len: usize) -> usize {
+    MAX_TRANSFER.map_or(len, |limit| len.min(limit))
+}
+
 /// Reads from a descriptor into `buf`.
 fn read_from<B: BitmapSlice>(
     fd: &impl AsFd,
     buf: &mut VolatileSlice<B>,
 ) -> Result<usize, VolatileMemoryError> {
     let target = buf.guard_of_first(Direction::Write)?;
-    // SAFETY: the kernel writes at most `target.len()` bytes at `target`. They are mapped while
-    // `buf` and `target` live, and no Rust reference covers them (contract of
+    let len = accepted(target.len());
+    // SAFETY: the kernel writes at most `len` bytes at `target`, which has as many. They are mapped
+    // while `buf` and `target` live, and no Rust reference covers them (contract of
     // `VolatileSlice::with_bitmap`).
-    let result =
-        unsafe { libc::read(fd.as_fd().as_raw_fd(), target.as_ptr().cast(), target.len()) };
+    let result = unsafe { libc::read(fd.as_fd().as_raw_fd(), target.as_ptr().cast(), len) };
     let result = usize::try_from(result).map_err(|_| std::io::Error::last_os_error());
     if may_have_written(&result) {
-        buf.bitmap().mark_dirty(0, target.len());
+        buf.bitmap().mark_dirty(0, len);
     }
     result.map_err(VolatileMemoryError::IOError)
 }
@@ -37,10 +54,10 @@ fn write_to<B: BitmapSlice>(
     buf: &VolatileSlice<B>,
 ) -> Result<usize, VolatileMemoryError> {
     let source = buf.guard_of_first(Direction::Read)?;
-    // SAFETY: the kernel reads at most `source.len()` bytes at `source`, which are mapped while
-    // `buf` and `source` live (contract of `VolatileSlice::with_bitmap`).
-    let result =
-        unsafe { libc::write(fd.as_fd().as_raw_fd(), source.as_ptr().cast(), source.len()) };
+    let len = accepted(source.len());
+    // SAFETY: the kernel reads at most `len` bytes at `source`, which has as many. They are mapped
+    // while `buf` and `source` live (contract of `VolatileSlice::with_bitmap`).
+    let result = unsafe { libc::write(fd.as_fd().as_raw_fd(), source.as_ptr().cast(), len) };
     usize::try_from(result)
         .map_err(|_| VolatileMemoryError::IOError(std::io::Error::last_os_error()))
 }
