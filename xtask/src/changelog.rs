@@ -5,7 +5,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::ExitCode;
+use std::path::Path;
+use std::process::{Command, ExitCode};
 
 use anyhow::{ensure, Context, Result};
 use serde_json::{Map, Value};
@@ -26,8 +27,19 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
     };
     let (known, changelog) = (read(NAMES)?, read("CHANGELOG.md")?);
     let features = workspace.features()?;
-    let mut names = Documentation::build(workspace, &features)?.names()?;
-    names.extend(Documentation::build(workspace, &format!("{features},xen"))?.names()?);
+    let names_with = |features: &str| {
+        // A folder of its own, because the variable makes cargo build all crates again.
+        let target = workspace.target.join("changelog");
+        let mut command = cargo(&workspace.root);
+        command.args(["rustdoc", "--quiet", "--package", "vm-memory", "--features"]);
+        command.arg(features).arg("--target-dir").arg(&target);
+        let status = describe_in_json(&mut command).status();
+        let status = status.context("cannot start cargo")?;
+        ensure!(status.success(), "cargo rustdoc ended with {status}");
+        public_names(&target.join("doc/vm_memory.json"))
+    };
+    let mut names = names_with(&features)?;
+    names.extend(names_with(&format!("{features},xen"))?);
     let missing = missing(&names, &known, &changelog);
     for name in &missing {
         println!("CHANGELOG.md does not name `{name}`, which 0.18.0 does not have");
@@ -63,6 +75,29 @@ fn missing<'names>(
         .collect()
 }
 
+/// Makes `cargo rustdoc` write a description of the library.
+pub(crate) fn describe_in_json(command: &mut Command) -> &mut Command {
+    command
+        .args([
+            "--lib",
+            "--",
+            "-Z",
+            "unstable-options",
+            "--output-format",
+            "json",
+        ])
+        // The format is not stable yet. `cargo semver-checks` uses it in the same way.
+        .env("RUSTC_BOOTSTRAP", "1")
+}
+
+/// Returns the names of the public items in such a description, and of their public members after
+/// `::`.
+pub(crate) fn public_names(file: &Path) -> Result<BTreeSet<String>> {
+    let text =
+        fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Documentation::read(&text)?.names()
+}
+
 /// The documentation of vm-memory in rustdoc's format JSON.
 struct Documentation {
     root: Value,
@@ -70,24 +105,6 @@ struct Documentation {
 }
 
 impl Documentation {
-    /// Runs rustdoc with these features.
-    fn build(workspace: &Workspace, features: &str) -> Result<Self> {
-        // A folder of its own, because the variable makes cargo build all crates again.
-        let target = workspace.target.join("changelog");
-        let status = cargo(&workspace.root)
-            .args(["rustdoc", "--quiet", "--package", "vm-memory", "--lib"])
-            .args(["--features", features, "--target-dir"])
-            .arg(&target)
-            .args(["--", "-Z", "unstable-options", "--output-format", "json"])
-            // The format is not stable yet. `cargo semver-checks` uses it in the same way.
-            .env("RUSTC_BOOTSTRAP", "1")
-            .status()
-            .context("cannot start cargo")?;
-        ensure!(status.success(), "cargo rustdoc ended with {status}");
-        let text = fs::read_to_string(target.join("doc/vm_memory.json"))?;
-        Self::read(&text)
-    }
-
     fn read(text: &str) -> Result<Self> {
         let mut all: Value = serde_json::from_str(text)?;
         let mut take = |key| all.get_mut(key).map(Value::take);

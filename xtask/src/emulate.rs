@@ -12,7 +12,9 @@ mod objects;
 mod own;
 mod suites;
 mod windows;
+mod wine;
 
+use std::fs;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -79,13 +81,14 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
             continue;
         }
         for (number, step) in steps.iter().enumerate() {
-            let started = Instant::now();
+            let (started, used) = (Instant::now(), processor_seconds());
             let log = format!("{}-{number}", suite.name);
             match harness.run(suite, step, &log) {
                 Ok(shown) => println!(
-                    "{}: {shown} ({} s)",
+                    "{}: {shown} ({} s, processor {} s)",
                     suite.title,
-                    started.elapsed().as_secs()
+                    started.elapsed().as_secs(),
+                    processor_seconds().saturating_sub(used)
                 ),
                 Err(error) => {
                     println!("{}: FAILED: {error:#}", suite.title);
@@ -94,11 +97,28 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
             }
         }
     }
+    println!("processor {} s in all", processor_seconds());
     Ok(if passed {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Returns the processor time of all children of this process that have ended, in seconds.
+fn processor_seconds() -> u64 {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    ended_children_seconds(&stat).unwrap_or_default()
+}
+
+/// Returns the sum of `cutime` and `cstime` of proc_pid_stat(5), whose unit is 10 ms.
+fn ended_children_seconds(stat: &str) -> Option<u64> {
+    // The name of the program may contain spaces. The field after it is the third one.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace().skip(13);
+    let mut next = || fields.next()?.parse::<u64>().ok();
+    let (user, system) = (next()?, next()?);
+    Some(user.saturating_add(system) / 100)
 }
 
 /// Returns whether there is a standard library for a suite, after installing it if requested.
@@ -125,6 +145,14 @@ fn missing(suite: &Suite, steps: &[Step], library: bool, with_install: bool) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ended_children_seconds_are_those_of_user_and_system() {
+        let stat = "7 (a b) c) S 1 7 7 0 -1 4194304 1 2 3 4 500 600 12345 755 20 0 1 0";
+        assert_eq!(ended_children_seconds(stat), Some(131));
+        assert_eq!(ended_children_seconds("7 (a) S 1"), None);
+        assert!(ended_children_seconds(&fs::read_to_string("/proc/self/stat").unwrap()).is_some());
+    }
 
     #[test]
     fn suites_have_distinct_names_and_whole_runs() {

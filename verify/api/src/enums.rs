@@ -81,6 +81,7 @@ pub fn collection_error(error: &GuestRegionCollectionError) -> &'static str {
 }
 
 /// Returns the text of a vhost-user back end that cannot map a table.
+#[cfg(unix)]
 pub fn mapping_error(error: &MmapRegionError) -> &'static str {
     match error {
         MmapRegionError::InvalidOffsetLength => "offset and length",
@@ -89,6 +90,16 @@ pub fn mapping_error(error: &MmapRegionError) -> &'static str {
         MmapRegionError::MappingOverlap => "overlap",
         MmapRegionError::MappingPastEof => "past the end",
         MmapRegionError::Mmap(_) => "mmap",
+    }
+}
+
+/// Returns the text of a VMM on Windows, where the error of a mapping is that of the system.
+#[cfg(windows)]
+pub fn mapping_error(error: &MmapRegionError) -> &'static str {
+    let error: &std::io::Error = error;
+    match error.raw_os_error() {
+        Some(22) => "size",
+        _ => "other",
     }
 }
 
@@ -135,11 +146,11 @@ pub fn all() {
         ranges_error(&FromRangesError::Collection(overlap)),
         "overlap"
     );
-    let past = MmapRegionError::MappingPastEof;
-    assert_eq!(
-        ranges_error(&FromRangesError::MmapRegion(past)),
-        "past the end"
-    );
+    #[cfg(unix)]
+    let (error, text) = (MmapRegionError::MappingPastEof, "past the end");
+    #[cfg(windows)]
+    let (error, text) = (std::io::Error::from_raw_os_error(22), "size");
+    assert_eq!(ranges_error(&FromRangesError::from(error)), text);
     for (value, each) in [
         Permissions::No,
         Permissions::Read,

@@ -10,6 +10,8 @@
 //! compile proves nothing. `check_range` and `get_slices` are ambiguous there on a type that
 //! is both `GuestMemory` and `GuestMemoryBackend`; these calls name the trait.
 //!
+//! On Windows, it has the calls of what 0.18.0 has there.
+//!
 //! Each module covers one area. Its functions panic on a wrong result; `tests/calls.rs` runs them.
 //!
 //! # Layers

@@ -31,6 +31,7 @@ pub fn region() -> Outcome {
     assert_eq!(region.checked_offset(offset, 0xff0), None);
     assert_eq!(region.to_region_addr(GuestAddress(0x4010)), Some(offset));
     assert!(region.file_offset().is_none());
+    #[cfg(target_os = "linux")]
     assert_eq!(region.is_hugetlbfs(), None);
     assert!(!region.get_host_address(offset)?.is_null());
     let slice: VolatileSlice<'_, BS<'_, AtomicBitmap>> = region.get_slice(offset, 8)?;
@@ -70,16 +71,20 @@ pub fn region() -> Outcome {
 pub fn region_as_mapping() -> Outcome {
     let region = GuestRegionMmap::<()>::new(MmapRegion::new(PAGE)?, GuestAddress(0x4000))
         .ok_or("past the end")?;
-    let mapping: Arc<MmapRegion> = region.get_mmap();
+    let mapping: Arc<MmapRegion<()>> = region.get_mmap();
     let again =
         GuestRegionMmap::with_arc(mapping.clone(), GuestAddress(0x8000)).ok_or("past the end")?;
     assert_eq!(region.as_ptr(), mapping.as_ptr());
     assert_eq!(again.as_ptr(), region.as_ptr());
     assert_eq!(region.size(), PAGE);
-    assert_eq!(region.prot(), libc::PROT_READ | libc::PROT_WRITE);
-    assert_eq!(region.flags() & libc::MAP_ANONYMOUS, libc::MAP_ANONYMOUS);
-    assert!(region.owned());
-    assert!(!region.fds_overlap(&again));
+    #[cfg(unix)]
+    {
+        let _: &MmapRegion = &mapping;
+        assert_eq!(region.prot(), libc::PROT_READ | libc::PROT_WRITE);
+        assert_eq!(region.flags() & libc::MAP_ANONYMOUS, libc::MAP_ANONYMOUS);
+        assert!(region.owned());
+        assert!(!region.fds_overlap(&again));
+    }
     assert!(!region.is_empty());
     assert_eq!(region.compute_end_offset(0, PAGE)?, PAGE);
     region.get_ref::<u32>(4)?.store(5);
@@ -100,24 +105,16 @@ pub fn region_as_mapping() -> Outcome {
 pub fn mapping() -> Outcome {
     let file = Arc::new(file(3)?);
     let at = |start| FileOffset::from_arc(file.clone(), start);
-    let mut mapping = MmapRegion::<AtomicBitmap>::from_file(at(PAGE as u64), PAGE)?;
+    let mapping = MmapRegion::<AtomicBitmap>::from_file(at(PAGE as u64), PAGE)?;
     assert_eq!(mapping.size(), PAGE);
     assert_eq!(mapping.len(), PAGE);
     assert!(!mapping.is_empty());
-    assert!(mapping.owned());
-    assert_eq!(mapping.prot(), libc::PROT_READ | libc::PROT_WRITE);
-    assert_ne!(mapping.flags() & libc::MAP_SHARED, 0);
     let backing = mapping.file_offset().ok_or("no file")?;
     assert_eq!(
         (backing.start(), backing.file().metadata()?.len()),
         (PAGE as u64, 3 * PAGE as u64)
     );
     assert!(Arc::ptr_eq(backing.arc(), &file));
-    assert_eq!(mapping.is_hugetlbfs(), None);
-    mapping.set_hugetlbfs(false);
-    assert_eq!(mapping.is_hugetlbfs(), Some(false));
-    let other = MmapRegion::<()>::from_file(FileOffset::new(file.try_clone()?, 0), PAGE)?;
-    assert!(!mapping.fds_overlap(&other));
 
     assert_eq!(mapping.as_volatile_slice().read_obj::<u8>(0)?, 1);
     assert_eq!(mapping.get_slice(PAGE - 1, 1)?.len(), 1);
@@ -141,7 +138,36 @@ pub fn mapping() -> Outcome {
     Ok(())
 }
 
-/// Calls the other constructors.
+/// Calls the methods that a mapping has on Unix only.
+#[cfg(unix)]
+pub fn mapping_of_unix() -> Outcome {
+    let file = Arc::new(file(3)?);
+    let at = |start| FileOffset::from_arc(file.clone(), start);
+    let mut mapping = MmapRegion::<AtomicBitmap>::from_file(at(PAGE as u64), PAGE)?;
+    assert!(mapping.owned());
+    assert_eq!(mapping.prot(), libc::PROT_READ | libc::PROT_WRITE);
+    assert_ne!(mapping.flags() & libc::MAP_SHARED, 0);
+    assert_eq!(mapping.is_hugetlbfs(), None);
+    mapping.set_hugetlbfs(false);
+    assert_eq!(mapping.is_hugetlbfs(), Some(false));
+    let other = MmapRegion::<()>::from_file(at(0), PAGE)?;
+    assert!(!mapping.fds_overlap(&other));
+    Ok(())
+}
+
+/// Calls the constructors of a memory with files.
+pub fn with_files() -> Outcome {
+    let ranges = GuestMemoryMmap::<()>::from_ranges_with_files(&[(
+        GuestAddress(0),
+        PAGE,
+        Some(FileOffset::new(file(1)?, 0)),
+    )])?;
+    assert_eq!(ranges.num_regions(), 1);
+    Ok(())
+}
+
+/// Calls the other constructors, which exist on Unix only.
+#[cfg(unix)]
 pub fn built() -> Outcome {
     let (prot, flags) = (
         libc::PROT_READ | libc::PROT_WRITE,
@@ -165,11 +191,5 @@ pub fn built() -> Outcome {
         MmapRegion::<()>::build(None, PAGE, prot, flags | libc::MAP_FIXED),
         Err(MmapRegionError::MapFixed)
     ));
-    let ranges = GuestMemoryMmap::<()>::from_ranges_with_files(&[(
-        GuestAddress(0),
-        PAGE,
-        Some(FileOffset::new(file(1)?, 0)),
-    )])?;
-    assert_eq!(ranges.num_regions(), 1);
     Ok(())
 }

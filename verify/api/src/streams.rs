@@ -1,10 +1,16 @@
 //! [`ReadVolatile`] and [`WriteVolatile`] on the library's and on user-defined types, with the
 //! traits of `std::io` in scope.
 
+#[cfg(unix)]
 use std::fs::File;
-use std::io::{Cursor, SeekFrom};
+use std::io::Cursor;
+#[cfg(unix)]
+use std::io::SeekFrom;
+#[cfg(unix)]
 use std::net::{TcpListener, TcpStream};
+#[cfg(unix)]
 use std::os::fd::OwnedFd;
+#[cfg(unix)]
 use std::os::unix::net::UnixStream;
 
 use crate::everything::*;
@@ -45,6 +51,7 @@ pub fn host_memory() -> Outcome {
 }
 
 /// Calls the methods on files, by value and by reference.
+#[cfg(unix)]
 pub fn files() -> Outcome {
     let mut file = tempfile::tempfile()?;
     send(&mut file)?;
@@ -78,6 +85,7 @@ pub fn files() -> Outcome {
 }
 
 /// Uses sockets.
+#[cfg(unix)]
 pub fn sockets() -> Outcome {
     let (mut one, mut other) = UnixStream::pair()?;
     send(&mut one)?;

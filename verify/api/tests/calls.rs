@@ -1,9 +1,10 @@
 //! Runs the calls of this package's library, which check their results.
 
 macro_rules! run {
-    ($($module:ident: $($function:ident)*;)*) => {
+    ($($module:ident: $($(#[$condition:meta])? $function:ident)*;)*) => {
         $(mod $module {
             $(#[test]
+            $(#[$condition])?
             fn $function() -> impl std::process::Termination {
                 verify_api::$module::$function()
             })*
@@ -16,11 +17,11 @@ run! {
     bitmaps: atomic_bitmap slices own_bitmap;
     enums: all;
     generic: all;
-    mappings: region region_as_mapping mapping built;
+    mappings: region region_as_mapping mapping with_files #[cfg(unix)] mapping_of_unix #[cfg(unix)] built;
     memories: made looked_up iterated accessed behind_pointers deprecated extended;
     own_memory: registers slots shifted;
     own_values: structures atomics;
-    streams: host_memory files sockets own_streams;
+    streams: host_memory #[cfg(unix)] files #[cfg(unix)] sockets own_streams;
     swapped: address_spaces replaced;
     translated: iotlb iommu_memory iommu_memory_swapped;
     values: byte_valued endian atomics atomic_access;

@@ -18,7 +18,7 @@ const TAIL_LINES: usize = 60;
 
 /// The folder of the builds. It is separate because the compiler differs.
 pub(super) struct Harness {
-    root: PathBuf,
+    pub(super) root: PathBuf,
     /// The features of vm-memory.
     pub(super) features: Vec<String>,
     pub(super) folder: PathBuf,
@@ -138,7 +138,7 @@ impl Harness {
     pub(super) fn count(&self, log: &str, mut command: Command) -> Result<String> {
         command.args(["--", "--show-output"]);
         let text = self.log(log, &mut command)?;
-        for line in text.lines().filter(|line| line.contains("SKIPPED:")) {
+        for line in self.skipped(log)? {
             println!("{log}: {line}");
         }
         let counts = Counts::from_output(&text)?;
@@ -171,6 +171,14 @@ impl Harness {
             self.log_file(name).display()
         );
         Ok(text)
+    }
+
+    /// Returns the lines of a log that say that a test was skipped.
+    pub(super) fn skipped(&self, log: &str) -> Result<Vec<String>> {
+        let text = fs::read(self.log_file(log))?;
+        let text = String::from_utf8_lossy(&text);
+        let lines = text.lines().filter(|line| line.contains("SKIPPED:"));
+        Ok(lines.map(str::to_owned).collect())
     }
 
     fn log_file(&self, name: &str) -> PathBuf {

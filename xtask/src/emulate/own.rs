@@ -8,7 +8,7 @@ use anyhow::{bail, ensure, Context, Result};
 
 use super::harness::{variable, Harness};
 use super::objects::compare_routines;
-use super::suites::{native, Compiler, Platform, Suite};
+use super::suites::{native, Compiler, Platform, Suite, SYSTEM};
 use crate::debian::{tool, Tool, AARCH64_LINUX};
 
 /// A processor with the base instruction set, and one with all instructions that qemu supports.
@@ -81,6 +81,15 @@ pub(super) fn aarch64_lse(harness: &Harness, suite: &Suite) -> Result<String> {
 
 /// Tests the library with musl, on this processor.
 pub(super) fn musl(harness: &Harness, suite: &Suite) -> Result<String> {
+    musl_tests(harness, suite, &[])
+}
+
+/// Runs the tests that a C library can break.
+pub(super) fn musl_tests_of_ci(harness: &Harness, suite: &Suite) -> Result<String> {
+    musl_tests(harness, suite, SYSTEM)
+}
+
+fn musl_tests(harness: &Harness, suite: &Suite, selected: &[&str]) -> Result<String> {
     let libraries = harness.folder.join("musl-libraries");
     fs::create_dir_all(&libraries)?;
     let unwinder = libraries.join("libunwind.a");
@@ -96,6 +105,7 @@ pub(super) fn musl(harness: &Harness, suite: &Suite) -> Result<String> {
     );
     let mut command = harness.test(&suite.platform, &["vm-memory"]);
     command
+        .args(selected)
         .env("RUSTDOCFLAGS", &flags)
         .env(variable(suite.platform.target, "RUSTFLAGS"), &flags);
     harness.count(suite.name, command)

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::harness::Harness;
-use super::{own, windows};
+use super::{own, windows, wine};
 use crate::debian::{missing, tool, Tool, AARCH64_LINUX, CARGO, CROSS, RUSTC};
 
 /// A target, and what runs on it.
@@ -65,6 +65,22 @@ const LIBRARIES: &[&str] = &["vm-memory", "vm-memory-derive", "vm-memory-vhost"]
 /// depend on the system, which is Linux, rather than on the processor.
 const UNITS: &[&str] = &["--lib", "--test", "lines_of_users"];
 
+/// The unit tests, faults, threads and calls of the system: what a processor with assembly routines
+/// or another C library can break.
+pub(super) const SYSTEM: &[&str] = &[
+    "--lib",
+    "--test=fault_handler_alone",
+    "--test=faults",
+    "--test=lines_of_users",
+    "--test=mapping_system_calls",
+    "--test=plugged_blocks",
+    "--test=slices_are_iovecs",
+    "--test=threads",
+];
+
+/// The types of the crate that builds guest RAM, and of its tests.
+const HOST_TYPES: Step = Step::Check(&["vm-memory-host"], &["--lib", "--tests"]);
+
 /// The types of the libraries and of their tests.
 const TYPES: Step = Step::Check(LIBRARIES, &["--lib", "--tests"]);
 
@@ -90,7 +106,10 @@ pub(super) static SUITES: &[Suite] = &[
         title: "aarch64 Linux, emulated",
         tools: &[&CROSS, AARCH64_QEMU],
         platform: AARCH64,
-        ci: &[Step::Tests(LIBRARY, &[]), Step::Own(own::has_fault_table)],
+        ci: &[
+            Step::Tests(LIBRARY, SYSTEM),
+            Step::Own(own::has_fault_table),
+        ],
         all: &[Step::Tests(LIBRARIES, &[]), Step::Own(own::has_fault_table)],
     },
     Suite {
@@ -119,8 +138,11 @@ pub(super) static SUITES: &[Suite] = &[
             runner: Some("qemu-riscv64-static"),
             variables: &[("QEMU_LD_PREFIX", "/usr/riscv64-linux-gnu")],
         },
-        ci: &[Step::Tests(LIBRARY, UNITS)],
-        all: &[Step::Tests(LIBRARIES, &[])],
+        ci: &[Step::Tests(LIBRARY, UNITS), HOST_TYPES],
+        all: &[
+            Step::Tests(LIBRARIES, &[]),
+            Step::Tests(&["vm-memory-host"], &["--lib"]),
+        ],
     },
     Suite {
         name: "s390x",
@@ -141,8 +163,14 @@ pub(super) static SUITES: &[Suite] = &[
             variables: &[("QEMU_LD_PREFIX", "/usr/s390x-linux-gnu")],
         },
         // Big-endian.
-        ci: &[Step::Tests(&["vm-memory", "vm-memory-vhost"], UNITS)],
-        all: &[Step::Tests(LIBRARIES, &[])],
+        ci: &[
+            Step::Tests(&["vm-memory", "vm-memory-vhost"], UNITS),
+            HOST_TYPES,
+        ],
+        all: &[
+            Step::Tests(LIBRARIES, &[]),
+            Step::Tests(&["vm-memory-host"], &["--lib"]),
+        ],
     },
     Suite {
         name: "ppc64le",
@@ -176,7 +204,7 @@ pub(super) static SUITES: &[Suite] = &[
             &[tool("/usr/bin/musl-gcc", "musl-tools"), own::UNWINDER],
         ],
         platform: native("x86_64-unknown-linux-musl", Compiler::Source),
-        ci: &[Step::Own(own::musl)],
+        ci: &[Step::Own(own::musl_tests_of_ci)],
         all: &[Step::Own(own::musl)],
     },
     Suite {
@@ -184,25 +212,34 @@ pub(super) static SUITES: &[Suite] = &[
         title: "x86_64 Windows, under Wine",
         tools: &[&[
             tool("/usr/bin/x86_64-w64-mingw32-gcc", "gcc-mingw-w64-x86-64"),
-            tool(windows::WINE, "wine64"),
+            tool(wine::PROGRAM, "wine64"),
         ]],
-        platform: Platform {
-            target: "x86_64-pc-windows-gnu",
-            compiler: Compiler::Rustup,
-            linker: Some(windows::LINKER),
-            runner: Some(windows::WINE),
-            variables: &[],
-        },
+        platform: WINDOWS,
         ci: &[
             Step::Own(windows::tests_of_ci),
+            Step::Own(windows::interface),
             Step::Own(windows::differential),
             Step::Own(windows::check_msvc),
         ],
         all: &[
             Step::Own(windows::all_tests),
+            Step::Own(windows::doc_tests),
+            Step::Own(windows::interface),
             Step::Own(windows::differential),
             Step::Own(windows::check_msvc),
         ],
+    },
+    Suite {
+        name: "windows-wine10",
+        title: "x86_64 Windows, under Wine 10 of Debian 13",
+        tools: &[&[
+            tool("/usr/bin/x86_64-w64-mingw32-gcc", "gcc-mingw-w64-x86-64"),
+            tool(wine::DEBOOTSTRAP, "debootstrap"),
+        ]],
+        platform: WINDOWS,
+        // Debian 13 is a download of 300 MB.
+        ci: &[],
+        all: &[Step::Own(windows::tests_of_wine_10)],
     },
     Suite {
         name: "formats",
@@ -254,6 +291,15 @@ const AARCH64: Platform = Platform {
     // Tests that start themselves again read this variable; qemu reads QEMU_CPU.
     runner: Some("qemu-aarch64-static"),
     variables: &[("QEMU_CPU", own::BASE_PROCESSOR)],
+};
+
+/// The steps choose the Wine that starts the programs.
+const WINDOWS: Platform = Platform {
+    target: "x86_64-pc-windows-gnu",
+    compiler: Compiler::Rustup,
+    linker: Some(wine::LINKER),
+    runner: None,
+    variables: &[],
 };
 
 /// Returns a platform whose programs are linked and started as those of this machine, or not at

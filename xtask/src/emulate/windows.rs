@@ -2,22 +2,20 @@
 //! `x86_64-pc-windows-msvc`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 
 use super::harness::{add_library, without_library, Harness};
 use super::suites::{native, Compiler, Suite};
-use crate::debian::succeed;
-
-/// The linker, which also makes a library that Wine lacks.
-pub(super) const LINKER: &str = "x86_64-w64-mingw32-gcc";
-/// Wine without its wrapper, which needs a display.
-pub(super) const WINE: &str = "/usr/lib/wine/wine64";
+use super::wine::Wine;
+use crate::changelog::{describe_in_json, public_names};
 
 /// The comparison with vm-memory 0.18.0.
 const DIFFERENTIAL: &str = "verify/windows-differential/Cargo.toml";
+
+/// The names of the public interface of 0.18.0 on Windows, from its documentation for this target:
+/// `verify/api/names-0.18.0.txt` without those of Unix.
+const NAMES: &str = "verify/api/names-0.18.0-windows.txt";
 
 /// The features that do not exist on Windows. The first one is a default.
 const NOT_ON_WINDOWS: &[&str] = &["rawfd"];
@@ -33,40 +31,97 @@ const CI_TESTS: &[&str] = &[
     "--test=threads",
 ];
 
-/// A library of Windows that Wine 8 lacks. Rust's standard library gets random numbers from it.
-const RANDOM_NUMBERS: &str = r"#include <windows.h>
-BOOLEAN NTAPI SystemFunction036(PVOID buffer, ULONG len);
-__declspec(dllexport) BOOL WINAPI ProcessPrng(PBYTE buffer, SIZE_T len) {
-    return SystemFunction036(buffer, (ULONG)len);
-}
-";
+/// The tests of Wine 10: those that need placeholders, and those of mappings and faults.
+const WINE_10_TESTS: &[&str] = &[
+    "--test=exceptions",
+    "--test=fault_handler_alone",
+    "--test=file_views_b13",
+    "--test=placeholders",
+    "--test=plugged_blocks",
+];
 
 /// Runs the tests that the system can break.
 pub(super) fn tests_of_ci(harness: &Harness, suite: &Suite) -> Result<String> {
     tests(harness, suite, CI_TESTS)
 }
 
-/// Runs all tests of the library, except those of its documentation.
+/// Runs all tests of the library.
 pub(super) fn all_tests(harness: &Harness, suite: &Suite) -> Result<String> {
     tests(harness, suite, &["--lib", "--tests"])
 }
 
+/// Runs the tests of the library's documentation.
+pub(super) fn doc_tests(harness: &Harness, suite: &Suite) -> Result<String> {
+    tests(harness, suite, &["--doc"])
+}
+
 fn tests(harness: &Harness, suite: &Suite, selected: &[&str]) -> Result<String> {
-    let prefix = wine_prefix(&harness.folder)?;
+    let wine = Wine::installed(&harness.folder)?;
     let mut command = harness.test_of(&suite.platform, &["vm-memory"], NOT_ON_WINDOWS);
     command.args(selected);
-    in_prefix(&mut command, &prefix);
+    wine.runs(&mut command, suite.platform.target);
     harness.count(suite.name, command)
+}
+
+/// Runs the tests that need a newer system than Wine 8. None of them may be skipped.
+pub(super) fn tests_of_wine_10(harness: &Harness, suite: &Suite) -> Result<String> {
+    let wine = match Wine::of_debian_13(&harness.root, &harness.folder) {
+        Ok(wine) => wine,
+        // Without root or a network.
+        Err(error) => return Ok(format!("SKIPPED: {}: no Wine 10: {error:#}", suite.title)),
+    };
+    let mut command = harness.test_of(&suite.platform, &["vm-memory"], NOT_ON_WINDOWS);
+    command.args(WINE_10_TESTS);
+    wine.runs(&mut command, suite.platform.target);
+    let counts = harness.count(suite.name, command)?;
+    let skipped = harness.skipped(suite.name)?;
+    ensure!(skipped.is_empty(), "skipped under Wine 10: {skipped:?}");
+    Ok(counts)
 }
 
 /// Compares mappings and accesses with those of vm-memory 0.18.0.
 pub(super) fn differential(harness: &Harness, suite: &Suite) -> Result<String> {
-    let prefix = wine_prefix(&harness.folder)?;
+    let wine = Wine::installed(&harness.folder)?;
     let mut command = harness.cargo(&suite.platform, "test");
     command.args(["--manifest-path", DIFFERENTIAL]);
-    in_prefix(&mut command, &prefix);
+    wine.runs(&mut command, suite.platform.target);
     let counts = harness.count("windows-differential", command)?;
     Ok(format!("compared with vm-memory 0.18.0: {counts}"))
+}
+
+/// Checks that each public name of 0.18.0 on Windows exists, and calls what has these names.
+pub(super) fn interface(harness: &Harness, suite: &Suite) -> Result<String> {
+    let file = harness.root.join(NAMES);
+    let known =
+        fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    // A folder of its own, because the variable makes cargo build all crates again.
+    let target = harness.folder.join("names");
+    let mut command = harness.cargo(&suite.platform, "rustdoc");
+    harness.select(&mut command, &["vm-memory"], NOT_ON_WINDOWS);
+    command.env("CARGO_TARGET_DIR", &target);
+    harness.log("windows-names", describe_in_json(&mut command))?;
+    let described = target
+        .join(suite.platform.target)
+        .join("doc/vm_memory.json");
+    let names = public_names(&described)?;
+    let missing: Vec<_> = known
+        .lines()
+        .filter(|name| !names.contains(*name))
+        .collect();
+    ensure!(
+        missing.is_empty(),
+        "names of 0.18.0 are missing: {missing:?}"
+    );
+
+    let wine = Wine::installed(&harness.folder)?;
+    let mut command = harness.cargo(&suite.platform, "test");
+    command.args(["-p", "verify-api"]);
+    wine.runs(&mut command, suite.platform.target);
+    let counts = harness.count("windows-api", command)?;
+    let count = known.lines().count();
+    Ok(format!(
+        "{count} names of vm-memory 0.18.0 exist; calls of them: {counts}"
+    ))
 }
 
 /// Checks the library and its tests for the tools of Microsoft, without linking them.
@@ -76,55 +131,27 @@ pub(super) fn check_msvc(harness: &Harness, suite: &Suite) -> Result<String> {
         return Ok(without_library(suite.title, target));
     }
     let platform = native(target, Compiler::Rustup);
-    let mut command = harness.cargo(&platform, "clippy");
-    harness.select(&mut command, &["vm-memory"], NOT_ON_WINDOWS);
-    command.args(["--lib", "--tests", "--", "-D", "warnings"]);
-    harness.log(target, &mut command)?;
+    for package in ["vm-memory", "verify-api"] {
+        let mut command = harness.cargo(&platform, "clippy");
+        harness.select(&mut command, &[package], NOT_ON_WINDOWS);
+        command.args(["--lib", "--tests", "--", "-D", "warnings"]);
+        harness.log(&format!("{package}-{target}"), &mut command)?;
+    }
     Ok(format!(
-        "the library and its tests pass clippy for {target}"
+        "the library, its tests and the calls of its interface pass clippy for {target}"
     ))
-}
-
-/// Makes the folder in which Wine keeps its files, with the library that it lacks.
-fn wine_prefix(folder: &Path) -> Result<PathBuf> {
-    let prefix = folder.join("wine");
-    let system = prefix.join("drive_c/windows/system32");
-    if !system.join("kernel32.dll").exists() {
-        let mut boot = Command::new(WINE);
-        boot.args(["wineboot", "--init"]).stderr(Stdio::null());
-        in_prefix(&mut boot, &prefix);
-        succeed(&mut boot)?;
-    }
-    let library = system.join("bcryptprimitives.dll");
-    if !library.exists() {
-        let source = folder.join("random_numbers.c");
-        fs::write(&source, RANDOM_NUMBERS)
-            .with_context(|| format!("cannot write {}", source.display()))?;
-        let mut compile = Command::new(LINKER);
-        compile.args(["-shared", "-O2", "-o"]);
-        compile.arg(&library).arg(&source).arg("-ladvapi32");
-        succeed(&mut compile)?;
-    }
-    Ok(prefix)
-}
-
-/// Makes a command run Wine with its files in `prefix`, without messages and without offering to
-/// install programs.
-fn in_prefix(command: &mut Command, prefix: &Path) {
-    command
-        .env("WINEPREFIX", prefix)
-        .env("WINEDEBUG", "-all")
-        .env("WINEDLLOVERRIDES", "mscoree,mshtml=");
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[test]
-    fn tests_of_ci_are_those_of_existing_files() {
+    fn tests_of_both_lists_are_those_of_existing_files() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests");
-        for name in CI_TESTS
+        for name in [CI_TESTS, WINE_10_TESTS]
+            .concat()
             .iter()
             .filter_map(|test| test.strip_prefix("--test="))
         {
