@@ -17,7 +17,8 @@ run! {
     bitmaps: atomic_bitmap slices own_bitmap;
     enums: all;
     generic: all;
-    mappings: region region_as_mapping mapping with_files #[cfg(unix)] mapping_of_unix #[cfg(unix)] built;
+    mappings: region region_as_mapping mapping with_files
+        #[cfg(unix)] mapping_of_unix #[cfg(unix)] built;
     memories: made looked_up iterated accessed behind_pointers deprecated extended;
     own_memory: registers slots shifted;
     own_values: structures atomics;
