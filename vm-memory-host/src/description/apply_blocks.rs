@@ -25,10 +25,11 @@ impl Description {
     ///    (`DirtyMemory::unreadable_runs`), and the destination [zeroes](crate::zero_range()) them.
     ///    A block that was plugged between the harvest and the description then reads as zeroes.
     /// 4. The source sends the other dirty pages (`DirtyMemory::runs`), and the destination
-    ///    writes them. The read of a run fails if one of its blocks is unplugged meanwhile. The run
-    ///    may have pages of other blocks, which [`unplug`] does not mark. So the source keeps the
-    ///    whole run for the next round (`DirtyMemory::insert_range`), as `send` does below. To be
-    ///    able to skip it, it copies the bytes of a chunk to a buffer before it sends the header.
+    ///    writes them. The read of a run fails if one of its blocks is unplugged by then. The write
+    ///    fails if one was unplugged at the description and is plugged now. The run may have pages
+    ///    of other blocks, which [`unplug`] does not mark. So the source keeps the whole run for
+    ///    the next round (`DirtyMemory::insert_range`), as `send` does below. To be able to skip
+    ///    it, it copies the bytes of a chunk to a buffer before it sends the header.
     ///
     /// In the last round, while the guest is paused, each run can be read. Both sides then have the
     /// same blocks.
@@ -57,9 +58,10 @@ impl Description {
     ///     let mut buffer = [0; 1 << 16];
     ///     let mut unsent = Vec::new();
     ///     for (addr, len) in dirty.chunks(NonZeroUsize::new(buffer.len()).unwrap()) {
-    ///         match source.read_slice(&mut buffer[..len], addr) {
-    ///             Ok(()) => destination.write_slice(&buffer[..len], addr)?,
-    ///             Err(_) => unsent.push((addr, len)),
+    ///         let read = source.read_slice(&mut buffer[..len], addr);
+    ///         let sent = read.and_then(|()| destination.write_slice(&buffer[..len], addr));
+    ///         if sent.is_err() {
+    ///             unsent.push((addr, len));
     ///         }
     ///     }
     ///     dirty.clear();
@@ -93,6 +95,15 @@ impl Description {
     /// send(&source, &mut dirty, &destination)?;
     /// assert_eq!(destination.read_obj::<u8>(last_page)?, 7);
     /// assert_eq!(dirty.total_bytes(), 0);
+    ///
+    /// // The first block is unplugged while it is described, and its page stays in the set.
+    /// source.write_obj(8u8, last_page)?;
+    /// dirty.harvest(&source);
+    /// unplug(&source, GuestAddress(2 << 20), 2 << 20)?;
+    /// describe(&source)?.0.apply_blocks(&destination)?;
+    /// plug(&source, GuestAddress(2 << 20), 2 << 20)?;
+    /// send(&source, &mut dirty, &destination)?;
+    /// assert_eq!(dirty.total_bytes(), 0x1000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
