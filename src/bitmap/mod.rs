@@ -223,8 +223,8 @@ pub type BS<'a, B> = <B as WithBitmapSlice<'a>>::S;
 
 /// The slice type of the bitmaps in the memory `M`.
 ///
-/// `vm-memory` 0.18.0 publishes this alias here. It is the only item of this module that names a
-/// layer above it.
+/// `vm-memory` 0.18.0 publishes this alias here. It is the only item of this module that names
+/// modules of a later layer.
 pub type MS<'a, M> = BS<'a, <<M as GuestMemoryBackend>::R as GuestMemoryRegion>::B>;
 
 impl WithBitmapSlice<'_> for () {
