@@ -1,7 +1,8 @@
 //! Guest RAM for virtual machine monitors (VMMs), on [`vm_memory`].
 //!
 //! It provides reservations aligned to huge pages, sealed memfds, pools of huge pages, NUMA
-//! placement, prefaulting, balloons and memory hotplug. It supports Linux only.
+//! placement, prefaulting, balloons and memory hotplug. It supports Linux, and a part of it
+//! supports [Windows](#windows).
 //!
 //! # Examples
 //!
@@ -97,6 +98,38 @@
 //! Regions of two builds can map the same bytes of a file, and no check finds it. A write to one
 //! region then leaves the other clean. If the files come from another process, compare them with
 //! those of the existing regions first, for example by device and inode number.
+//!
+//! # Windows
+//!
+//! Each region has a reservation of its own, with an inaccessible page on both sides. Its memory is
+//! committed during the build. Blocks are committed by [`plug()`] and decommitted by [`unplug`], so
+//! a region with blocks counts against the commit limit only for those that are plugged. A
+//! hypervisor maps committed memory only: map a block after `plug`, and unmap it before `unplug`.
+//!
+//! - [`Backing::Anonymous`] is private memory of `VirtualAlloc`.
+//! - [`Backing::Hugetlb`] is large pages (`MEM_LARGE_PAGES`) of the one size that the system has.
+//!   They are private and always in memory. The process needs the privilege
+//!   `SeLockMemoryPrivilege`.
+//! - [`Backing::File`] is a shared file. [`Backing::private_file`] and [`Backing::Memfd`] are
+//!   errors of the build.
+//! - [`Region::blocks`] needs anonymous memory, [`Unplugged::Protected`] and the [fault
+//!   handler](vm_memory::fault).
+//! - [`NumaPolicy`] is `Inherit` or `Preferred`, [`Lock`] is `No` or `Now`, and
+//!   [`TransparentHugePages`] is `Leave` or `Off`. The other values are errors of the build.
+//! - [`Region::mergeable`], [`Region::sealed`], [`Region::release_huge_pages`],
+//!   [`Region::require_name`], and [`Region::core_dump`] with `false` are errors of the build.
+//! - [`Region::name`], [`Region::forked`] and [`Region::reserve`] have no effect. The system has no
+//!   names and no forks, and it commits all memory that it grants.
+//! - [`discard()`] decommits anonymous memory and commits it again. It overwrites all other memory,
+//!   locked memory, and all memory of a process without the fault handler.
+//! - [`prefault()`] reads each page. Its threads do not move to the CPUs of a node.
+//! - [`residency()`] returns the pages in the working set of the process. `swapped` is 0.
+//! - `Arena`, `Description`, `FileLayout`, `describe`, `content`, `HostResources`,
+//!   `huge_page_pools`, `MemoryBuilder::host_resources` and `SECCOMP_FILTERS` do not exist.
+//!
+//! Between the two steps of a discard, the range is inaccessible. An access of this process through
+//! vm-memory returns an error then, and a vCPU stops with a memory access exit. If the system
+//! refuses to commit the range again, it stays inaccessible, and another discard tries again.
 //!
 //! # System calls
 //!
@@ -240,8 +273,8 @@
     )
 )]
 
-#[cfg(not(target_os = "linux"))]
-compile_error!("vm-memory-host: only Linux is supported, since it makes system calls of Linux");
+#[cfg(not(any(target_os = "linux", windows)))]
+compile_error!("vm-memory-host: only Linux and Windows are supported");
 
 // # Layers
 //
@@ -261,8 +294,10 @@ compile_error!("vm-memory-host: only Linux is supported, since it makes system c
 #[macro_use]
 mod messages;
 
+#[cfg(target_os = "linux")]
 mod arena;
 mod builder;
+#[cfg(target_os = "linux")]
 mod description;
 mod error;
 mod host;
@@ -275,25 +310,35 @@ mod region;
 )]
 mod sys;
 
-pub use arena::{Arena, ArenaError};
 pub use builder::MemoryBuilder;
-pub use description::{
-    describe, BackingDescription, BlocksDescription, Description, DescriptionError, Descriptors,
-    FileLayout, FileLayoutError, RegionDescription,
-};
 pub use error::{
     BuildError, ChangeError, NotProvisioned, OtherProcess, PrefaultError, RefusedPage,
 };
-pub use host::{huge_page_pools, GroupLimit, HostResources, HugePagePool};
+pub use host::GroupLimit;
 pub use mapping::{provisioned, still_mapped, HostMapped, HostMapping};
 pub use operations::{
-    content, discard, discard_pages, plug, plug_state, prefault, residency, unplug, unplug_all,
-    zero_range, Balloon, Content, DiscardReport, PlugState, Progress, Residency, ResidencyError,
+    discard, discard_pages, plug, plug_state, prefault, residency, unplug, unplug_all, zero_range,
+    Balloon, DiscardReport, PlugState, Progress, Residency, ResidencyError,
 };
 pub use region::{
     Backing, BackingKind, Blocks, Lock, NumaPolicy, Options, Region, Sharing, Span,
     TransparentHugePages, Unplugged,
 };
+
+#[cfg(target_os = "linux")]
+pub use linux::*;
+
+/// The items that only Linux has.
+#[cfg(target_os = "linux")]
+mod linux {
+    pub use crate::arena::{Arena, ArenaError};
+    pub use crate::description::{
+        describe, BackingDescription, BlocksDescription, Description, DescriptionError,
+        Descriptors, FileLayout, FileLayoutError, RegionDescription,
+    };
+    pub use crate::host::{huge_page_pools, HostResources, HugePagePool};
+    pub use crate::operations::{content, Content};
+}
 
 /// Seccomp filters for each [phase](crate#system-calls), in the JSON format of `seccompiler`.
 ///
@@ -313,6 +358,7 @@ pub use region::{
 /// ```
 #[doc(alias = "seccompiler")]
 #[doc(alias = "BPF")]
+#[cfg(target_os = "linux")]
 pub const SECCOMP_FILTERS: &str = include_str!("../seccomp.json");
 
 /// The code in README.md, compiled and run as a documentation test.

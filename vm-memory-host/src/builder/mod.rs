@@ -7,17 +7,21 @@
 //! 2. `map` maps runs of adjacent regions, one reservation per run, and applies their options.
 //! 3. Pages are populated and locked, and each mapping becomes a region of vm-memory.
 
+mod blocks;
 mod check;
-mod files;
-mod map;
-mod needed;
-mod received_files;
+#[cfg(target_os = "linux")]
+mod linux;
 mod shared_bytes;
+#[cfg(windows)]
+mod windows;
 
-pub(crate) use check::layout as check_layout;
-pub(crate) use files::MAX_FILE_LENGTH;
-pub(crate) use received_files::ReceivedFiles;
-use received_files::Requested;
+/// The steps of a build on this system.
+#[cfg(target_os = "linux")]
+use linux as system;
+#[cfg(target_os = "linux")]
+pub(crate) use linux::{check_layout, ReceivedFiles, MAX_FILE_LENGTH};
+#[cfg(windows)]
+use windows as system;
 
 use std::collections::TryReserveError;
 use std::num::NonZeroUsize;
@@ -31,9 +35,8 @@ use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 use crate::error::BuildError;
 use crate::host::HostResources;
 use crate::mapping::HostMapping;
-use crate::operations::{prefault_mappings, Progress};
-use crate::region::{Region, Span};
-use crate::sys;
+use crate::operations::Progress;
+use crate::region::Region;
 
 /// The callback that receives the progress of a prefault and may cancel it.
 type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
@@ -96,7 +99,7 @@ type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
 #[doc(alias = "memory-backend")]
 #[must_use = "call build() to map the memory"]
 pub struct MemoryBuilder {
-    regions: Requested,
+    regions: system::Requested,
     host: Option<HostResources>,
     allows_shared_bytes: bool,
     prefault: Option<(NonZeroUsize, Callback)>,
@@ -144,16 +147,6 @@ impl MemoryBuilder {
         let regions = std::mem::take(&mut self.regions.0);
         self.regions.0 = regions.into_iter().map(change).collect();
         self
-    }
-
-    /// Sets the resources of the host, which the build then does not read.
-    ///
-    /// Use it for a build in a jail without /sys and /proc. [`HostResources`] has an example.
-    pub fn host_resources(self, host: HostResources) -> Self {
-        Self {
-            host: Some(host),
-            ..self
-        }
     }
 
     /// Sets whether two regions may map the same bytes of a file. The default is `false`.
@@ -330,47 +323,13 @@ impl MemoryBuilder {
     }
 
     fn build_with_results<B: Bitmap>(
-        mut self,
+        self,
         mut bitmap: impl FnMut(GuestAddress, usize) -> Result<B, TryReserveError>,
     ) -> Result<Vec<GuestRegionMmap<B>>, BuildError> {
-        let host = self.host.unwrap_or_else(HostResources::current);
-        let regions = std::mem::take(&mut self.regions.0);
-        // Dropped after the regions that use the files.
-        let _received = ReceivedFiles::of_sealed(&regions);
-        let regions = check::sort(regions)?;
-        let mut vmas = check::vmas(&regions, &host)?;
-        regions.iter().try_for_each(files::check_seals)?;
-        check::pools(&regions, &host)?;
-        let mut opened = Vec::with_capacity(regions.len());
-        for region in regions {
-            let backing = files::open(&region, &host)?;
-            check::options(&region, &backing, &host)?;
-            opened.push((region, backing));
-        }
-        if !self.allows_shared_bytes {
-            shared_bytes::check(&opened)?;
-        }
-        check::huge_page_groups(&opened, &host)?;
-        let populates = sys::populates_mappings();
-        check::memory(&opened, self.prefault.is_some(), populates, &host)?;
-        opened
-            .iter()
-            .try_for_each(|(region, backing)| files::allocate(region, backing))?;
-        let mut mappings = Vec::with_capacity(opened.len());
-        for run in opened.chunk_by(|(one, _), (next, _)| check::is_adjacent(one, next)) {
-            map::adjacent(run, &mut vmas, &host, &mut mappings)?;
-        }
-        if let Some((threads, mut progress)) = self.prefault {
-            let mappings = mappings
-                .iter()
-                .map(|mapping| (mapping.span(), mapping.as_ref()));
-            let mappings: Vec<(Span, &HostMapping)> = mappings.collect();
-            prefault_mappings(&mappings, threads, &mut progress, &host)?;
-        }
-        for mapping in &mappings {
-            map::lock(mapping, &host)?;
-        }
-        mappings
+        // Its files are closed after the regions that use them, whatever fails below.
+        let built = system::build(self)?;
+        built
+            .mappings
             .iter()
             .map(|mapping| guest_region(mapping, &mut bitmap))
             .collect()

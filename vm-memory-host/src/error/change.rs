@@ -6,6 +6,7 @@ use std::io;
 use super::too_few_huge_pages;
 use crate::host::GroupLimit;
 use crate::region::Span;
+use crate::sys::{change_remedy, populate_remedy, SHORTAGES};
 
 /// An error of [`prefault`](crate::prefault()).
 ///
@@ -403,9 +404,6 @@ pub(super) fn is_shortage(error: &io::Error) -> bool {
 /// The operation of a [`ChangeError::System`] that did not plug a block.
 pub(crate) const PLUG: &str = "plug";
 
-/// The system's errors for too few pages.
-const SHORTAGES: [i32; 4] = [libc::EFAULT, libc::ENOMEM, libc::ENOSPC, libc::EDQUOT];
-
 /// A page that [`discard_pages`](crate::discard_pages) or
 /// [`Balloon::inflate`](crate::Balloon::inflate) has refused, and the reason.
 ///
@@ -430,22 +428,4 @@ pub struct RefusedPage {
     pub page: u64,
     /// The reason. It may describe a range that includes the page.
     pub source: ChangeError,
-}
-
-fn change_remedy(source: &io::Error) -> &'static str {
-    match source.raw_os_error() {
-        Some(libc::EFAULT) => "; add huge pages to the pool (nr_hugepages), or plug fewer blocks",
-        _ => "",
-    }
-}
-
-fn populate_remedy(source: &io::Error) -> &'static str {
-    match source.raw_os_error() {
-        Some(libc::EINVAL) => "use Linux 5.14 or later, or do not prefault",
-        Some(libc::EFAULT) => "add pages to its pool, or free space on its file system",
-        Some(libc::EHWPOISON) => {
-            "build the region again; the memory module may have to be replaced"
-        }
-        _ => "free memory, use less of it, or do not prefault",
-    }
 }

@@ -4,7 +4,7 @@
 
 mod build;
 mod change;
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests;
 
 pub use build::BuildError;

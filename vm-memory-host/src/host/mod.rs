@@ -1,19 +1,15 @@
-//! The resources and limits of the machine, read from /sys and /proc.
-//!
-//! | file | content |
-//! |---|---|
-//! | `files` | files of /sys and /proc, each read at most once |
-//! | `resources` | [`HostResources`]: pools of huge pages, NUMA nodes, available memory |
-//! | `control_groups` | limits of control groups on memory and huge pages |
-//! | `process_limits` | the limit of this process that a refused call has reached |
-//! | `vma_budget` | [`VmaBudget`]: a limit on the VMAs of guest memory |
+//! The resources and limits of the machine.
 
-mod control_groups;
-mod files;
-pub(crate) mod process_limits;
-mod resources;
-mod vma_budget;
+mod group_limit;
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(windows)]
+mod windows;
 
-pub use control_groups::GroupLimit;
-pub use resources::{huge_page_pools, HostResources, HugePagePool};
-pub(crate) use vma_budget::{read_vma_limit, vma_limit, VmaBudget};
+pub use group_limit::GroupLimit;
+#[cfg(target_os = "linux")]
+pub use linux::{huge_page_pools, HostResources, HugePagePool};
+#[cfg(target_os = "linux")]
+pub(crate) use linux::{process_limits, read_vma_limit, vma_limit, VmaBudget};
+#[cfg(windows)]
+pub(crate) use windows::HostResources;

@@ -8,8 +8,7 @@ use vm_memory::{FileOffset, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 use super::{to_u64, HostMapping};
 use crate::error::{NotProvisioned, OtherProcess};
-use crate::region::{BackingKind, Span};
-use crate::sys::READ_WRITE;
+use crate::region::Span;
 
 /// A region type whose memory this crate may have built.
 ///
@@ -148,30 +147,8 @@ impl HostMapping {
         self: &Arc<Self>,
         bitmap: B,
     ) -> Result<MmapRegion<B>, MmapRegionError> {
-        let sharing = if self.backing.is_shared() {
-            libc::MAP_SHARED
-        } else {
-            libc::MAP_PRIVATE
-        };
-        let anonymous = match self.backing.file {
-            Some(_) => 0,
-            None => libc::MAP_ANONYMOUS,
-        };
-        let reserve = if self.options.reserve {
-            0
-        } else {
-            libc::MAP_NORESERVE
-        };
-        let protection = if self.options.read_only {
-            libc::PROT_READ
-        } else {
-            READ_WRITE
-        };
-        let mut builder = MmapRegionBuilder::new_with_bitmap(self.mapped.len(), bitmap)
-            .with_mmap_prot(protection)
-            .with_mmap_flags(sharing | anonymous | reserve)
-            .with_hugetlbfs(self.backing.kind == BackingKind::Hugetlb)
-            .with_owner(Arc::clone(self));
+        let builder = MmapRegionBuilder::new_with_bitmap(self.mapped.len(), bitmap);
+        let mut builder = self.describe_to(builder).with_owner(Arc::clone(self));
         if let Some((file, offset)) = &self.backing.file {
             builder = builder.with_file_offset(FileOffset::from_arc(Arc::clone(file), *offset));
         }

@@ -9,22 +9,27 @@
 //!                                             └── address ──► Mapped (unmaps when dropped)
 //! ```
 
-#[cfg(test)]
-mod child_tests;
 #[expect(
     unsafe_code,
     reason = "makes vm-memory regions over memory that the owner keeps mapped"
 )]
 mod guest_region;
-mod opened_backing;
+#[cfg(target_os = "linux")]
+mod linux;
 mod parts;
-mod zeroed_ranges;
+#[cfg(windows)]
+mod windows;
 
 pub use guest_region::{provisioned, HostMapped};
 pub(crate) use guest_region::{span_of, usable};
-pub(crate) use opened_backing::{FileIdentity, OpenedBacking};
 pub(crate) use parts::{parts, Part};
-pub(crate) use zeroed_ranges::ZeroedRanges;
+pub(crate) use system::{FileIdentity, OpenedBacking, PageState};
+
+/// The state of a mapping that only this system has.
+#[cfg(target_os = "linux")]
+use linux as system;
+#[cfg(windows)]
+use windows as system;
 
 use std::fs::File;
 use std::io;
@@ -35,10 +40,9 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use vm_memory::mmap::{BlockStates, PluggedBlocks};
 use vm_memory::GuestAddress;
 
-use crate::host::VmaBudget;
-use crate::region::{BackingKind, Blocks, Lock, NumaPolicy, Options, Span, TransparentHugePages};
+use crate::region::{BackingKind, Blocks, Options, Span};
 pub(crate) use crate::sys::to_u64;
-use crate::sys::{Advice, Mapped, NodePolicy};
+use crate::sys::Mapped;
 
 /// The memory of a region that this crate has built.
 ///
@@ -68,14 +72,12 @@ pub struct HostMapping {
     pub(crate) blocks: Option<(Blocks, Arc<PluggedBlocks>)>,
     /// The number of calls that have plugged unplugged blocks.
     pub(crate) plugs: AtomicU64,
-    /// The zeroed ranges, and the lock that orders changes of the mapping.
+    /// The state of the pages, and the lock that orders changes of the mapping.
     ///
     /// `discard`, `plug` and `unplug` write-lock it, which serialises them. `prefault` read-locks
     /// it, so that blocks do not change meanwhile. Only [`lock_changes`](Self::lock_changes) and
     /// [`hold_blocks`](Self::hold_blocks) lock it.
-    pub(crate) changes: RwLock<ZeroedRanges>,
-    /// The VMAs of the reservation, whose regions share it: one for each region, and the guards.
-    pub(crate) _run_vmas: Arc<VmaBudget>,
+    pub(crate) changes: RwLock<PageState>,
 }
 
 impl HostMapping {
@@ -191,111 +193,16 @@ impl HostMapping {
         self.mapped.check_here()?;
         Ok(Changes {
             mapping: self,
-            zeroed: self.changes.write().unwrap_or_else(PoisonError::into_inner),
+            state: self.changes.write().unwrap_or_else(PoisonError::into_inner),
         })
     }
 
     /// Keeps blocks from being plugged or unplugged.
     ///
     /// Fails in a child of fork(2) before it locks, as [`lock_changes`](Self::lock_changes) does.
-    pub(crate) fn hold_blocks(&self) -> io::Result<RwLockReadGuard<'_, ZeroedRanges>> {
+    pub(crate) fn hold_blocks(&self) -> io::Result<RwLockReadGuard<'_, PageState>> {
         self.mapped.check_here()?;
         Ok(self.changes.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Applies all options except locking and the name to a range. An error names the operation.
-    pub(crate) fn apply_options(
-        &self,
-        offset: usize,
-        len: usize,
-    ) -> Result<(), (&'static str, io::Error)> {
-        self.apply_advice_to(&self.mapped, offset, len)?;
-        let bound = self.apply_numa_to(&self.mapped, offset, len);
-        bound.map_err(|error| ("set its NUMA policy", error))
-    }
-
-    /// Applies the same advice to a range of `memory`, which will become a part of this mapping.
-    pub(crate) fn apply_advice_to(
-        &self,
-        memory: &Mapped,
-        offset: usize,
-        len: usize,
-    ) -> Result<(), (&'static str, io::Error)> {
-        let options = &self.options;
-        let all_advice = [
-            (
-                options.transparent_huge_pages == TransparentHugePages::On,
-                Advice::HugePages,
-                "enable transparent huge pages",
-            ),
-            (
-                options.transparent_huge_pages == TransparentHugePages::Off,
-                Advice::NoHugePages,
-                "disable transparent huge pages",
-            ),
-            (
-                options.mergeable,
-                Advice::Mergeable,
-                "enable merging of its pages",
-            ),
-            (
-                !options.core_dump,
-                Advice::NoDump,
-                "exclude it from core dumps",
-            ),
-            (
-                !options.forked,
-                Advice::NoFork,
-                "exclude it from child processes",
-            ),
-        ];
-        for (_, advice, what) in all_advice.into_iter().filter(|(wanted, ..)| *wanted) {
-            match memory.advise(offset, len, advice) {
-                // The kernel has no transparent huge pages. A jail without /sys cannot find out.
-                Err(error)
-                    if advice == Advice::NoHugePages
-                        && error.raw_os_error() == Some(libc::EINVAL) => {}
-                result => result.map_err(|error| (what, error))?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Applies the NUMA policy of this mapping to a range of `memory`.
-    pub(crate) fn apply_numa_to(
-        &self,
-        memory: &Mapped,
-        offset: usize,
-        len: usize,
-    ) -> io::Result<()> {
-        match node_mask(&self.options.numa)? {
-            Some((policy, mask)) => memory.bind(offset, len, policy, &mask),
-            None => Ok(()),
-        }
-    }
-
-    /// Locks a range in memory.
-    ///
-    /// The kernel does not swap huge pages. `MLOCK_ONFAULT` would populate them instead, also in
-    /// unplugged blocks.
-    pub(crate) fn apply_lock(&self, offset: usize, len: usize, lock: Lock) -> io::Result<()> {
-        match lock {
-            Lock::No => Ok(()),
-            Lock::OnFault if self.kind() == BackingKind::Hugetlb => Ok(()),
-            Lock::Now => self.mapped.lock(offset, len, false),
-            Lock::OnFault => self.mapped.lock(offset, len, true),
-        }
-    }
-
-    /// Names a range in /proc/self/maps, unless the kernel shows its file there.
-    pub(crate) fn apply_name(&self, offset: usize, len: usize) -> io::Result<()> {
-        match &self.options.name {
-            Some(name) if self.backing.file.is_none() => {
-                let name = std::ffi::CString::new(name.as_str())?;
-                self.mapped.set_name(offset, len, &name)
-            }
-            _ => Ok(()),
-        }
     }
 }
 
@@ -317,7 +224,8 @@ impl MappingId {
 /// functions that make them take this instead of a [`HostMapping`].
 pub(crate) struct Changes<'a> {
     pub(crate) mapping: &'a HostMapping,
-    pub(crate) zeroed: RwLockWriteGuard<'a, ZeroedRanges>,
+    #[cfg_attr(windows, expect(dead_code, reason = "locked until it is dropped"))]
+    pub(crate) state: RwLockWriteGuard<'a, PageState>,
 }
 
 impl Deref for Changes<'_> {
@@ -361,36 +269,6 @@ pub fn still_mapped() -> u64 {
     crate::sys::still_mapped()
 }
 
-/// The number of nodes that a mask can have. mbind(2) refuses a mask of more than a page.
-const MAX_NODES: u32 = 8 * 4096;
-
-/// Returns the kernel's policy and a mask of nodes, or `None` for [`NumaPolicy::Inherit`].
-///
-/// Fails with `EINVAL` for a node that no kernel has. Without /sys and /proc, the builder does not
-/// know the nodes, and an untrusted description may name any.
-fn node_mask(policy: &NumaPolicy) -> io::Result<Option<(NodePolicy, Vec<u64>)>> {
-    let (policy, nodes) = match policy {
-        NumaPolicy::Inherit => return Ok(None),
-        NumaPolicy::Bind(nodes) => (NodePolicy::Bind, nodes.as_slice()),
-        NumaPolicy::Preferred(node) => (NodePolicy::Preferred, std::slice::from_ref(node)),
-        NumaPolicy::Interleave(nodes) => (NodePolicy::Interleave, nodes.as_slice()),
-    };
-    let mut mask: Vec<u64> = Vec::new();
-    for node in nodes {
-        if *node >= MAX_NODES {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
-        }
-        let word = usize::try_from(node / 64).unwrap_or(0);
-        if mask.len() <= word {
-            mask.resize(word.saturating_add(1), 0);
-        }
-        if let Some(bits) = mask.get_mut(word) {
-            *bits |= 1u64 << (node % 64);
-        }
-    }
-    Ok(Some((policy, mask)))
-}
-
 /// Returns the unplugged runs of a range, as offset and length.
 pub(crate) fn unplugged_runs(
     record: &BlockStates,
@@ -409,29 +287,4 @@ pub(crate) fn unplugged_runs(
         unplugged.push((at, end.saturating_sub(at)));
     }
     unplugged
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn node_mask_has_a_bit_for_each_node() {
-        let mask = |policy| node_mask(&policy).unwrap();
-        assert_eq!(mask(NumaPolicy::Inherit), None);
-        let bind = mask(NumaPolicy::Bind(vec![0, 65]));
-        assert_eq!(bind, Some((NodePolicy::Bind, vec![1, 2])));
-        let preferred = mask(NumaPolicy::Preferred(3));
-        assert_eq!(preferred, Some((NodePolicy::Preferred, vec![8])));
-    }
-
-    #[test]
-    fn node_mask_of_node_above_all_kernels_returns_error() {
-        for node in [MAX_NODES, u32::MAX] {
-            let error = node_mask(&NumaPolicy::Interleave(vec![0, node])).unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
-        }
-        let last = node_mask(&NumaPolicy::Preferred(MAX_NODES - 1)).unwrap();
-        assert_eq!(last.unwrap().1.len(), 512);
-    }
 }

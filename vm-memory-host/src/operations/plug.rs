@@ -14,15 +14,11 @@ use std::sync::atomic::Ordering;
 use vm_memory::mmap::BlockStates;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::discard::free_pages;
-use crate::error::{ChangeError, PLUG};
-use crate::host::GroupLimit;
-use crate::host::HostResources;
-use crate::mapping::{
-    parts, span_of, to_u64, unplugged_runs, Changes, HostMapped, HostMapping, Part,
+use super::system::{
+    check_memory_of_blocks, close_all, not_plugged, prepare, prepare_empty, withdraw,
 };
-use crate::region::{BackingKind, Blocks, Unplugged};
-use crate::sys::{self, Advice};
+use crate::error::ChangeError;
+use crate::mapping::{parts, span_of, to_u64, unplugged_runs, HostMapped, HostMapping};
 
 /// Makes the blocks of a range accessible. Blocks that are plugged already keep their bytes.
 ///
@@ -97,7 +93,7 @@ where
 {
     let mut changed = 0u64;
     for part in parts(memory, addr, len, block_size)? {
-        check_memory(&part)?;
+        check_memory_of_blocks(&part)?;
         let plugged = plug_part(part.mapping, part.offset, part.len);
         let here = plugged.map_err(|source| not_plugged(&part, source))?;
         changed = changed.saturating_add(here);
@@ -324,9 +320,7 @@ pub(crate) fn plug_initial(mapping: &HostMapping, plugged: &[(usize, usize)]) ->
         return Ok(());
     };
     let changes = mapping.lock_changes()?;
-    if blocks.unplugged == Unplugged::Protected {
-        mapping.mapped().protect(0, mapping.mapped().len(), false)?;
-    }
+    close_all(mapping, blocks)?;
     for &(offset, len) in plugged {
         prepare(&changes, blocks, offset, len)?;
         record.plug(offset, len).map_err(io::Error::other)?;
@@ -341,11 +335,9 @@ fn plug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64
     };
     let changes = mapping.lock_changes()?;
     let unplugged = unplugged_runs(record, offset, len);
-    let prepared = unplugged.iter().try_for_each(|&(at, run)| {
-        // A vCPU may have written to the block, or the file may have had bytes there.
-        free_pages(&changes, at, run)?;
-        prepare(&changes, blocks, at, run)
-    });
+    let prepared = unplugged
+        .iter()
+        .try_for_each(|&(at, run)| prepare_empty(&changes, blocks, at, run));
     if let Err(error) = prepared {
         for (at, run) in unplugged {
             // The first error is reported. The next plug or unplug frees pages that stay.
@@ -375,109 +367,7 @@ fn unplug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u
 }
 
 /// Returns the total length of runs.
-fn total(runs: impl IntoIterator<Item = (usize, usize)>) -> u64 {
+pub(super) fn total(runs: impl IntoIterator<Item = (usize, usize)>) -> u64 {
     let lengths = runs.into_iter().map(|(_, len)| to_u64(len));
     lengths.fold(0, u64::saturating_add)
-}
-
-/// Makes blocks accessible to the guest, and allocates the pages that could be missing later.
-fn prepare(mapping: &Changes<'_>, blocks: &Blocks, offset: usize, len: usize) -> io::Result<()> {
-    let mapped = mapping.mapped();
-    if blocks.unplugged == Unplugged::Protected {
-        mapped.protect(offset, len, true)?;
-    }
-    if mapping.kind() == BackingKind::Hugetlb {
-        mapped.advise(offset, len, Advice::PopulateWrite)?;
-    }
-    match &mapping.backing.file {
-        Some((file, start)) if mapping.backing.allocated => {
-            sys::allocate_range(file, start.saturating_add(to_u64(offset)), to_u64(len))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Frees the pages of blocks, and protects the blocks if the region requires it.
-fn withdraw(mapping: &Changes<'_>, blocks: &Blocks, offset: usize, len: usize) -> io::Result<()> {
-    let protected = match blocks.unplugged {
-        Unplugged::Protected => mapping.mapped().protect(offset, len, false),
-        Unplugged::Mapped => Ok(()),
-    };
-    free_pages(mapping, offset, len).and(protected)
-}
-
-/// Returns the number of bytes of a part that are in unplugged blocks.
-fn unplugged_bytes<R: HostMapped>(part: &Part<'_, R>) -> u64 {
-    let record = part.mapping.plugged_blocks();
-    let unplugged = record.map(|record| unplugged_runs(record, part.offset, part.len));
-    total(unplugged.unwrap_or_default())
-}
-
-/// Checks that the host and the control groups of this process have the memory that a plug must
-/// allocate.
-///
-/// The kernel ends a process that needs more. Huge pages above their limit are refused.
-fn check_memory<R: HostMapped>(part: &Part<'_, R>) -> Result<(), ChangeError> {
-    if !part.mapping.backing.own_tmpfs || !part.mapping.backing.allocated {
-        return Ok(());
-    }
-    let (wanted, host) = (unplugged_bytes(part), HostResources::current());
-    match host.available_memory() {
-        Some(available) if available < wanted => {
-            return Err(ChangeError::Memory {
-                region: span_of(part.region),
-                start: part.start(),
-                len: to_u64(part.len),
-                wanted,
-                available,
-                done: part.before,
-            });
-        }
-        _ => {}
-    }
-    match host.memory_limit() {
-        Some(limit) if limit.available < wanted => Err(over_limit(part, wanted, limit)),
-        _ => Ok(()),
-    }
-}
-
-fn over_limit<R: HostMapped>(part: &Part<'_, R>, wanted: u64, limit: GroupLimit) -> ChangeError {
-    ChangeError::ControlGroup {
-        region: span_of(part.region),
-        start: part.start(),
-        len: to_u64(part.len),
-        wanted,
-        limit,
-        done: part.before,
-    }
-}
-
-/// Returns the error for a part that was not plugged.
-fn not_plugged<R: HostMapped>(part: &Part<'_, R>, source: io::Error) -> ChangeError {
-    let may_lack_pages = matches!(source.raw_os_error(), Some(libc::EFAULT | libc::ENOMEM));
-    if part.mapping.kind() != BackingKind::Hugetlb || !may_lack_pages {
-        return part.refused(PLUG, source);
-    }
-    let (page_size, wanted) = (part.mapping.page_size(), unplugged_bytes(part));
-    let host = HostResources::current();
-    match host.huge_page_limit(page_size, false) {
-        Some(limit) if limit.available < wanted => return over_limit(part, wanted, limit),
-        _ => {}
-    }
-    let wanted = wanted.checked_div(page_size).unwrap_or(0);
-    // Too many VMAs cause ENOMEM as well.
-    let free = host.free_huge_pages(page_size, &[]);
-    let Some(free) = free.filter(|free| *free < wanted) else {
-        return part.refused(PLUG, source);
-    };
-    ChangeError::NoPages {
-        region: span_of(part.region),
-        start: part.start(),
-        len: to_u64(part.len),
-        wanted,
-        free,
-        page_size,
-        done: part.before,
-        source,
-    }
 }

@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
+
+use crate::sys::OwnedFile;
 
 /// The memory or file to map for a region.
 ///
@@ -121,7 +122,7 @@ impl Backing {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[doc(alias = "MAP_SHARED")]
-    pub fn shared_file(file: impl Into<OwnedFd>, offset: u64) -> Self {
+    pub fn shared_file(file: impl Into<OwnedFile>, offset: u64) -> Self {
         let (file, sharing) = (Arc::new(File::from(file.into())), Sharing::Shared);
         Self::File {
             file,
@@ -166,7 +167,7 @@ impl Backing {
     #[doc(alias = "MAP_PRIVATE")]
     #[doc(alias = "snapshot")]
     #[doc(alias = "copy-on-write")]
-    pub fn private_file(file: impl Into<OwnedFd>, offset: u64) -> Self {
+    pub fn private_file(file: impl Into<OwnedFile>, offset: u64) -> Self {
         let (file, sharing) = (Arc::new(File::from(file.into())), Sharing::Private);
         Self::File {
             file,

@@ -126,7 +126,7 @@ fn lock_for_caller() -> Option<MutexGuard<'static, Closing>> {
 /// The regions of a builder. Dropping them closes the files of those that require seals, as
 /// [`ReceivedFiles`] does.
 #[derive(Debug, Default)]
-pub(super) struct Requested(pub(super) Vec<Region>);
+pub(in crate::builder) struct Requested(pub(in crate::builder) Vec<Region>);
 
 impl Drop for Requested {
     fn drop(&mut self) {

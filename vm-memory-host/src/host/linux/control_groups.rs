@@ -3,52 +3,9 @@
 //! Each group of a process and each group above it can have a limit (Linux, "Control Group v2" and
 //! "Memory Resource Controller"). Both versions can be in use at the same time.
 
-use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
-use super::HostResources;
-
-/// A limit that a control group sets on memory or huge pages.
-///
-/// # Examples
-///
-/// ```
-/// use vm_memory_host::{BuildError, GroupLimit};
-///
-/// /// Returns the limit that prevented a build, whose message names its file and its use.
-/// fn limit(error: &BuildError) -> Option<&GroupLimit> {
-///     match error {
-///         BuildError::ControlGroup { limit, .. } => Some(limit),
-///         _ => None,
-///     }
-/// }
-/// # let _ = limit;
-/// ```
-#[derive(Clone, Debug, Hash, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[non_exhaustive]
-#[doc(alias = "cgroup")]
-pub struct GroupLimit {
-    /// The file that holds the limit.
-    pub file: PathBuf,
-    /// The limit in bytes.
-    pub limit: u64,
-    /// The number of bytes in use that the kernel cannot reclaim.
-    pub used: u64,
-    /// The number of available bytes, including swap if the limit does not count swap.
-    pub available: u64,
-}
-
-impl fmt::Display for GroupLimit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let file = self.file.display();
-        let (limit, used) = (self.limit, self.used);
-        write!(
-            f,
-            "{file} allows {limit:#x} bytes, of which {used:#x} are in use"
-        )
-    }
-}
+use super::{GroupLimit, HostResources};
 
 /// The files of a limit and of its usage.
 struct LimitFiles {
@@ -282,7 +239,7 @@ fn size_name(page_size: u64) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::resources::tests::tree;
+    use crate::host::linux::resources::tests::tree;
 
     /// Returns the file, relative to the tree, and the available bytes of a limit.
     fn found(keep: &tempfile::TempDir, limit: Option<GroupLimit>) -> Option<(String, u64)> {

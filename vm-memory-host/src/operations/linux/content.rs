@@ -9,10 +9,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use vm_memory::GuestMemoryBackend;
 
-use super::discard::{reads_as_zeroes, READ_LEN};
-use super::residency::ResidencyError;
+use super::pages::{reads_as_zeroes, READ_LEN};
 use crate::error::{NotProvisioned, OtherProcess};
 use crate::mapping::{provisioned, span_of, to_u64, unplugged_runs, HostMapped, HostMapping};
+use crate::operations::ResidencyError;
 use crate::region::{BackingKind, Sharing, Span};
 use crate::sys;
 

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
+use crate::builder::check::{check_alignment, check_description};
 use crate::error::BuildError;
 use crate::host::HostResources;
 use crate::mapping::{FileIdentity, OpenedBacking};
@@ -215,22 +216,6 @@ fn kind_of(file_type: FileType, file_system: &sys::FileSystem) -> (BackingKind, 
     }
 }
 
-/// Checks a file against the description that the region comes from, if there is one.
-fn check_description(region: &Region, kind: BackingKind, page_size: u64) -> Result<(), BuildError> {
-    let found = (kind, page_size);
-    let show = |(kind, page_size): (BackingKind, u64)| {
-        format!("{kind} with pages of {page_size:#x} bytes")
-    };
-    match region.described {
-        Some(described) if described != found => Err(BuildError::NotAsDescribed {
-            region: region.span(),
-            described: show(described),
-            found: show(found),
-        }),
-        _ => Ok(()),
-    }
-}
-
 /// Checks that a region's part of its file is aligned and within the file.
 fn check_length(
     region: &Region,
@@ -318,22 +303,6 @@ fn has_no_holes(file: &File, error: io::Error) -> io::Result<()> {
     } else {
         Err(error)
     }
-}
-
-/// Checks that guest address and size are multiples of the page size.
-fn check_alignment(region: &Region, page_size: u64) -> Result<(), BuildError> {
-    for (what, value) in [("size", region.size), ("guest address", region.start.0)] {
-        if !value.is_multiple_of(page_size) {
-            return Err(BuildError::Misaligned {
-                region: region.span(),
-                what,
-                value,
-                unit: "page",
-                unit_size: page_size,
-            });
-        }
-    }
-    Ok(())
 }
 
 /// Checks that `prctl(2)` (`PR_SET_VMA_ANON_NAME`) and `memfd_create(2)` accept a region's name.

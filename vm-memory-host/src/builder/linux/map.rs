@@ -1,17 +1,15 @@
 //! Maps the checked regions of a build.
 
 use std::io;
-use std::num::{NonZeroU64, NonZeroUsize};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, RwLock};
 
-use vm_memory::mmap::{PluggedBlocks, PluggedBlocksError};
-
 use super::files::transparent_huge_page;
+use crate::builder::blocks::{initial_blocks, new_blocks};
 use crate::error::BuildError;
 use crate::host::process_limits::{self, Need};
 use crate::host::{vma_limit, HostResources, VmaBudget};
-use crate::mapping::{to_u64, HostMapping, MappingId, OpenedBacking, ZeroedRanges};
+use crate::mapping::{to_u64, HostMapping, MappingId, OpenedBacking, PageState};
 use crate::operations::plug_initial;
 use crate::region::{BackingKind, Lock, NumaPolicy, Region, Span, Unplugged};
 use crate::sys::{self, Advice, Mapped, Reserved, Source};
@@ -97,8 +95,10 @@ fn map_region(
         options: region.options.clone(),
         blocks,
         plugs: AtomicU64::new(0),
-        changes: RwLock::new(ZeroedRanges::new(count_protected_blocks(region)?)),
-        _run_vmas: Arc::clone(run_vmas),
+        changes: RwLock::new(PageState::new(
+            count_protected_blocks(region)?,
+            Arc::clone(run_vmas),
+        )),
     };
     mapping.apply_options(0, len).map_err(|(what, source)| {
         let otherwise = "do not request it, or use a kernel that supports it";
@@ -271,42 +271,13 @@ fn count_protected_blocks(region: &Region) -> Result<VmaBudget, BuildError> {
     Ok(vmas)
 }
 
-/// Creates the record of a region's plugged blocks, all of them unplugged.
-fn new_blocks(
-    region: &Region,
-    backing: &OpenedBacking,
-    size: NonZeroU64,
-) -> Result<PluggedBlocks, BuildError> {
-    let span = region.span();
-    let fail = |source| BuildError::Blocks {
-        region: span,
-        source,
-    };
-    let wrong_size = |_| PluggedBlocksError::BlockSize {
-        block_size: usize::MAX,
-    };
-    let block_size = NonZeroUsize::try_from(size).map_err(|e| fail(wrong_size(e)))?;
-    super::check::block_size(region)?;
-    if !size.get().is_multiple_of(backing.page_size) {
-        return Err(BuildError::Misaligned {
-            region: span,
-            what: "block size",
-            value: size.get(),
-            unit: "page",
-            unit_size: backing.page_size,
-        });
-    }
-    let len = usize::try_from(region.size).map_err(|e| fail(wrong_size(e)))?;
-    PluggedBlocks::new(len, block_size).map_err(fail)
-}
-
 /// Plugs the blocks that a description lists as plugged.
 fn plug_initial_blocks(
     region: &Region,
     mapping: &HostMapping,
     host: &HostResources,
 ) -> Result<(), BuildError> {
-    let plugged = super::check::initial_blocks(region)?;
+    let plugged = initial_blocks(region)?;
     if plugged.is_empty() {
         return plug_initial(mapping, &plugged).map_err(|source| not_plugged(region, source, host));
     }
@@ -402,7 +373,7 @@ pub(super) fn lock(mapping: &HostMapping, host: &HostResources) -> Result<(), Bu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::builder::files::open;
+    use crate::builder::linux::files::open;
     use crate::region::TransparentHugePages;
     use vm_memory::GuestAddress;
 

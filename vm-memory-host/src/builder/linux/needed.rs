@@ -103,7 +103,7 @@ impl Ranges {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::builder::files::open;
+    use crate::builder::linux::files::open;
     use crate::host::HostResources;
     use crate::region::{Backing, Unplugged};
     use std::fs::File;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops;
+use std::sync::Arc;
 
 use crate::host::VmaBudget;
 
@@ -24,6 +25,8 @@ pub(crate) struct ZeroedRanges {
     /// Huge pages of a shared region that have returned to the pool, by their offset in the region.
     /// The region no longer reserves them.
     pub(crate) released: BTreeSet<usize>,
+    /// The VMAs of the reservation, whose regions share it: one for each region, and the guards.
+    _run: Arc<VmaBudget>,
 }
 
 /// A range of zeroes.
@@ -42,12 +45,14 @@ impl Range {
 }
 
 impl ZeroedRanges {
-    /// Creates the record of a mapping without zeroed ranges, whose blocks can add `vmas`.
-    pub(crate) fn new(vmas: VmaBudget) -> Self {
+    /// Creates the record of a mapping without zeroed ranges, whose blocks can add `vmas`. Its
+    /// reservation has `run`.
+    pub(crate) fn new(vmas: VmaBudget, run: Arc<VmaBudget>) -> Self {
         Self {
             ranges: BTreeMap::new(),
             vmas,
             released: BTreeSet::new(),
+            _run: run,
         }
     }
 

@@ -11,7 +11,8 @@ use rustix::fs::{FallocateFlags, MemfdFlags, OFlags, SealFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::signals::without_file_size_signal;
-use super::{check, file_size_limit, page_size_u64};
+use super::{check, file_size_limit};
+use crate::sys::page_size_u64;
 
 /// Creates a sealable memfd of `len` bytes, with huge pages of `huge` bytes if that is set.
 ///

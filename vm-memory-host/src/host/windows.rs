@@ -1,0 +1,14 @@
+//! [`HostResources`] on Windows.
+
+/// The resources of the host, of which none is read in advance.
+///
+/// The system counts all accessible memory against its commit limit, and refuses what exceeds it.
+/// No check is needed before.
+#[derive(Debug)]
+pub(crate) struct HostResources;
+
+impl HostResources {
+    pub(crate) fn current() -> Self {
+        Self
+    }
+}
