@@ -1,6 +1,6 @@
 //! Reads and writes of one value.
 
-use core::mem::{size_of, MaybeUninit};
+use core::mem::{size_of, transmute, MaybeUninit};
 
 use super::copy::{copy_below_fault, copy_from_guest, copy_to_guest};
 use super::routine_set::{FaultAddress, GuestSide, Register};
@@ -103,23 +103,18 @@ unsafe fn count_faulted_write<T: Plain>(address: FaultAddress, dst: *mut u8, val
 
 /// Calls `$move` for parts of a value, in ascending order.
 ///
-/// The parts have 16 bytes each, and then at most one each has 8, 4, 2 and 1. In a value of 16 to
-/// 31 bytes, the parts `$sixteen` replace the one of 16 bytes. The parts do not overlap.
-///
-/// Store forwarding works only if a load reads bytes of one earlier store. A value that was read is
-/// soon loaded in larger parts. A small structure that is written was often stored field by field,
-/// so its write has two parts of 8 bytes in `$sixteen`.
+/// The parts have 16 bytes each, and then at most one each has 8, 4, 2 and 1. They do not overlap.
 ///
 /// There is no loop: built for size, it would stay one, and its index would keep the value in
 /// memory.
 macro_rules! for_each_part {
-    ($size:ident, $offset:ident, $move:ident, [$($sixteen:ident),+]) => {
+    ($size:ident, $offset:ident, $move:ident) => {
         const { assert!(IN_LINE_MAX == 64, "four parts of 16 bytes") };
+        if $size >= 16 {
+            $move!(u128);
+        }
         if $size >= 32 {
             $move!(u128);
-            $move!(u128);
-        } else if $size >= 16 {
-            $($move!($sixteen);)+
         }
         if $size >= 48 {
             $move!(u128);
@@ -170,7 +165,7 @@ unsafe fn read_in_line(dst: *mut u8, src: *const u8, size: usize) -> Result<(), 
             offset = offset.wrapping_add(size_of::<$integer>());
         };
     }
-    for_each_part!(size, offset, read_part, [u128]);
+    for_each_part!(size, offset, read_part);
     Ok(())
 }
 
@@ -187,17 +182,49 @@ unsafe fn read_in_line(dst: *mut u8, src: *const u8, size: usize) -> Result<(), 
 unsafe fn write_in_line(dst: *mut u8, src: *const u8, size: usize) -> Result<(), FaultAddress> {
     let mut offset = 0usize;
     macro_rules! write_part {
-        ($integer:ty) => {
+        (u128) => {
+            // SAFETY: the 16 bytes of this part are within the host operand: `for_each_part` keeps
+            // the offset plus the size of the part at or below `size`.
+            let part = unsafe { read_as_words(src.wrapping_add(offset)) };
+            write_part!(part: u128);
+        };
+        ($integer:ident) => {
             let from = src.wrapping_add(offset).cast::<$integer>();
             // SAFETY: the bytes of this part are within the host operand: `for_each_part` keeps
             // the offset plus the size of the part at or below `size`.
             let part = unsafe { from.read_unaligned() };
+            write_part!(part: $integer);
+        };
+        ($part:ident: $integer:ident) => {
             // SAFETY: the bytes of this part are within the guest operand: `for_each_part` keeps
             // the offset plus the size of the part at or below `size`.
-            unsafe { <$integer as Register>::store(dst.wrapping_add(offset), part) }?;
+            unsafe { <$integer as Register>::store(dst.wrapping_add(offset), $part) }?;
             offset = offset.wrapping_add(size_of::<$integer>());
         };
     }
-    for_each_part!(size, offset, write_part, [u64, u64]);
+    for_each_part!(size, offset, write_part);
     Ok(())
+}
+
+/// Reads 16 bytes of a host operand, as two words.
+///
+/// Store forwarding works only if a load reads bytes of one earlier store. A value that is written
+/// was often stored word by word before, and the compiler keeps such words in registers.
+///
+/// # Safety
+///
+/// `src` is valid for reads of 16 initialised bytes.
+#[inline(always)]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the host operand is plain memory"
+)]
+unsafe fn read_as_words(src: *const u8) -> u128 {
+    let words = src.cast::<u64>();
+    // SAFETY: these are the first 8 of the 16 bytes of this function's contract.
+    let first = unsafe { words.read_unaligned() };
+    // SAFETY: these are the last 8 of the 16 bytes of this function's contract.
+    let second = unsafe { words.wrapping_add(1).read_unaligned() };
+    // SAFETY: both types have 16 bytes, and each bit pattern is a `u128`.
+    unsafe { transmute::<[u64; 2], u128>([first, second]) }
 }
