@@ -41,6 +41,8 @@ const MOST: usize = 16;
 const FEWEST: usize = 4;
 
 enum Owner<R> {
+    /// No region. A shared empty chunk would have a counter.
+    None,
     /// The chunk is also the slice that lists all regions.
     Chunk(Chunk<R>),
     Chunks(Arc<Chunks<R>>),
@@ -67,9 +69,10 @@ impl<R> Deref for RegionList<R> {
     #[inline(always)]
     #[expect(clippy::disallowed_methods, reason = "the list is not guest memory")]
     fn deref(&self) -> &[Arc<R>] {
-        // SAFETY: `regions` is the slice of an `Arc<[Arc<R>]>` (`from_chunk`), or of the vector in
-        // an `Arc<Chunks<R>>` (`from_chunks`). `owner` is that `Arc` or a clone, and the returned
-        // borrow keeps `self`. So the slice stays in place, and nothing changes it.
+        // SAFETY: `regions` is an empty constant (`default`), the slice of an `Arc<[Arc<R>]>`
+        // (`from_chunk`), or that of the vector in an `Arc<Chunks<R>>` (`from_chunks`). `owner` is
+        // that `Arc` or a clone, and the returned borrow keeps `self`. So the slice stays in place,
+        // and nothing changes it.
         unsafe { self.regions.as_ref() }
     }
 }
@@ -80,6 +83,7 @@ impl<R> Clone for RegionList<R> {
         Self {
             regions: self.regions,
             owner: match &self.owner {
+                Owner::None => Owner::None,
                 Owner::Chunk(chunk) => Owner::Chunk(Arc::clone(chunk)),
                 Owner::Chunks(chunks) => Owner::Chunks(Arc::clone(chunks)),
             },
@@ -89,7 +93,10 @@ impl<R> Clone for RegionList<R> {
 
 impl<R> Default for RegionList<R> {
     fn default() -> Self {
-        Self::from_chunk(Chunk::default())
+        Self {
+            regions: NonNull::from(&[]),
+            owner: Owner::None,
+        }
     }
 }
 
@@ -162,6 +169,7 @@ impl<R> RegionList<R> {
     /// Returns the list with `new` in place of the `old` regions, none or one, that follow `at`.
     fn changed(&self, at: usize, old: usize, new: Option<Arc<R>>) -> Self {
         let chunks = match &self.owner {
+            Owner::None => &[],
             Owner::Chunk(chunk) => slice::from_ref(chunk),
             Owner::Chunks(owner) => &owner.chunks,
         };
@@ -257,6 +265,10 @@ mod tests {
         /// Checks the lengths of the chunks, and that they own the regions.
         fn check(&self) {
             let chunks = match &self.owner {
+                Owner::None => {
+                    assert!(self.is_empty());
+                    &[]
+                }
                 Owner::Chunk(chunk) => {
                     assert!(chunk.len() <= MOST, "a chunk of {}", chunk.len());
                     slice::from_ref(chunk)
