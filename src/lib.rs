@@ -233,7 +233,8 @@ mod messages;
 mod access;
 pub use access::fault;
 pub mod address;
-/// Arithmetic that the other crates of this repository share. It is not part of the interface.
+/// Arithmetic that the other crates of this repository share. It is not part of the interface, but
+/// keep its items within 0.18: released versions of those crates use them.
 #[doc(hidden)]
 pub mod arithmetic {
     #[cfg(any(feature = "backend-bitmap", feature = "backend-mmap"))]
