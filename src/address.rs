@@ -3,6 +3,17 @@
 //! Adding two addresses is meaningless, and a guest physical address is not an offset into a
 //! region. Each kind of address is therefore a type of its own: [`GuestAddress`] and
 //! [`MemoryRegionAddress`]. The trait [`Address`] provides the arithmetic that is meaningful.
+//!
+//! # Examples
+//!
+//! ```
+//! use vm_memory::{Address, GuestAddress};
+//!
+//! let start = GuestAddress(0x1000);
+//! assert_eq!(start.checked_add(0x234), Some(GuestAddress(0x1234)));
+//! assert_eq!(GuestAddress(0x1234).checked_offset_from(start), Some(0x234));
+//! assert_eq!(GuestAddress(u64::MAX).checked_add(1), None);
+//! ```
 
 use core::cmp::{Eq, Ord, PartialEq, PartialOrd};
 use core::fmt::{self, Debug};

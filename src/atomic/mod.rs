@@ -254,6 +254,22 @@ impl<M: GuestMemory> Deref for GuestMemoryLoadGuard<M> {
 /// The exclusive right to replace the map, from [`GuestMemoryAtomic::lock`].
 ///
 /// Other writers wait until it is dropped.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "backend-mmap")] {
+/// use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend};
+/// use vm_memory::GuestMemoryMmap;
+///
+/// let map = |size| GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), size)]);
+/// let memory = GuestMemoryAtomic::new(map(0x1000)?);
+/// let writer = memory.lock().expect("no writer has panicked");
+/// writer.replace(map(0x2000)?);
+/// assert_eq!(memory.memory().last_addr(), GuestAddress(0x1fff));
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct GuestMemoryExclusiveGuard<'a, M: GuestMemory> {
     parent: &'a GuestMemoryAtomic<M>,

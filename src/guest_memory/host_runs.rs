@@ -7,7 +7,7 @@ use crate::volatile_memory::VolatileSlice;
 
 /// A range of guest memory that is one run of host memory. It may span several regions.
 ///
-/// [`GuestMemory::host_runs`](super::GuestMemory::host_runs) returns it.
+/// [`GuestMemory::host_runs`](super::GuestMemory::host_runs) returns it, and has an example.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub struct HostRun {

@@ -2,7 +2,8 @@
 //!
 //! [`Error::CannotResolve`] is a variant of 0.18.0, whose users match and construct it: it cannot
 //! have another field. So the kind is found in the text of its reason. The texts that decide are
-//! constants of this module, and the code that creates the reasons uses them.
+//! constants of this module, and the code that creates the reasons uses them. `tests/kinds.rs`
+//! makes each error as a user meets it, and checks its kind.
 
 use super::Error;
 

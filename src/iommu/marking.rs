@@ -41,6 +41,20 @@ mod sealed {
 }
 
 /// Marks writes by I/O virtual address: the [`Marking`] of an [`IommuMemory`] by default.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "backend-mmap")] {
+/// use vm_memory::iommu::{ByIova, IommuMemory, SharedIotlb};
+/// use vm_memory::GuestMemoryMmap;
+///
+/// type Marked = IommuMemory<GuestMemoryMmap, SharedIotlb, ByIova>;
+/// let physical = GuestMemoryMmap::<()>::new();
+/// // The same type: it is the default.
+/// let memory: IommuMemory<_, _> = Marked::new(physical, SharedIotlb::new(), true, ());
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct ByIova(());
 
@@ -62,7 +76,8 @@ impl<M: GuestMemoryBackend> Marking<M> for ByIova {
 
 /// Marks writes by guest physical address: the [`Marking`] of a [`MarkedIommuMemory`].
 ///
-/// A bitmap `B` also marks by I/O virtual address; `()` marks nothing.
+/// A bitmap `B` also marks by I/O virtual address; `()` marks nothing. [`MarkedIommuMemory`] has an
+/// example.
 #[derive(Clone, Copy, Debug)]
 pub struct ByGuestAddress<B = ()>(PhantomData<B>);
 

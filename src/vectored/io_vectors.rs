@@ -11,8 +11,8 @@ use crate::guest_memory::{
 
 /// A range of guest memory as raw vectors, for as long as the memory is borrowed.
 ///
-/// [`io_vectors`] returns it. `H` keeps the translation of the range in use: behind an IOMMU, an
-/// invalidation of the range does not complete before this value is dropped.
+/// [`io_vectors`] returns it, and has an example. `H` keeps the translation of the range in use:
+/// behind an IOMMU, an invalidation of the range does not complete before this value is dropped.
 ///
 /// # Dirty tracking
 ///

@@ -33,8 +33,8 @@ use crate::sys::{self, to_u64, ReservedArena};
 /// The arena is not a region of guest memory: the accesses of vm-memory do not reach it. A device
 /// that receives an address in the window as a buffer gets an error.
 ///
-/// An untrusted process may serve a file (FUSE), and can then delay the calls and the accesses of
-/// the guest without limit. Pass memfds of such processes only.
+/// An untrusted process may serve a file (FUSE). It can then delay the accesses of the guest
+/// without limit, and also the calls for other files. Pass memfds of such processes only.
 ///
 /// In a process that has called mlockall(2) with `MCL_FUTURE`, inaccessible addresses count against
 /// `RLIMIT_MEMLOCK`. The limit must allow three times the size of the arena, and its alignment: a
