@@ -1,5 +1,5 @@
-//! A region over placeholders of Windows: blocks of private memory and views of files come and go
-//! in one range of addresses, and accesses to a hole are errors.
+//! A region over placeholders of Windows. Blocks of private memory and views of files come and go
+//! in one range of addresses. Accesses to a hole are errors.
 #![cfg(all(
     windows,
     target_arch = "x86_64",
@@ -7,7 +7,6 @@
     not(vm_memory_portable)
 ))]
 #![expect(
-    clippy::disallowed_methods,
     unsafe_code,
     reason = "calls functions of Windows, and passes memory that they return to a region"
 )]
@@ -34,6 +33,8 @@ use windows_sys::Win32::System::Memory::{
 
 const BASE: GuestAddress = GuestAddress(0x10_0000);
 
+/// A function whose type is not known yet.
+type Found = unsafe extern "system" fn() -> isize;
 type VirtualAlloc2 =
     unsafe extern "system" fn(HANDLE, *const u8, usize, u32, u32, *mut c_void, u32) -> *mut u8;
 type MapViewOfFile3 = unsafe extern "system" fn(
@@ -69,11 +70,11 @@ impl Functions {
         let discard = find(c"DiscardVirtualMemory")?;
         Some(Self {
             // SAFETY: the type is that of the function in the documentation of Windows.
-            allocate: unsafe { transmute::<unsafe extern "system" fn() -> isize, _>(allocate) },
+            allocate: unsafe { transmute::<Found, VirtualAlloc2>(allocate) },
             // SAFETY: the type is that of the function in the documentation of Windows.
-            map_view: unsafe { transmute::<unsafe extern "system" fn() -> isize, _>(map_view) },
+            map_view: unsafe { transmute::<Found, MapViewOfFile3>(map_view) },
             // SAFETY: the type is that of the function in the documentation of Windows.
-            discard: unsafe { transmute::<unsafe extern "system" fn() -> isize, _>(discard) },
+            discard: unsafe { transmute::<Found, DiscardVirtualMemory>(discard) },
         })
     }
 

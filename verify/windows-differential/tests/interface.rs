@@ -1,8 +1,12 @@
 //! Random operations of the rest of the interface have the same outcomes on 0.18.0 and on this
-//! crate: atomic accesses, streams in host memory, slices, references, arrays, questions about
-//! regions, regions that come and go, and memory behind an IOMMU. The operations stay where
-//! docs/differences.md lists no difference: no range ends near 2^64 or has no bytes, no source ends
-//! before its range, and no write behind the IOMMU passes the end of its bitmap.
+//! crate.
+//!
+//! They are atomic accesses, streams in host memory, slices, references, arrays, and questions
+//! about regions. Regions come and go, and there is memory behind an IOMMU.
+//!
+//! The operations stay where docs/differences.md lists no difference. Ranges have bytes and do not
+//! end near 2^64. No source ends before its range. No write through the IOMMU passes the end of its
+//! bitmap.
 #![cfg(windows)]
 
 const PAGE: u64 = 0x1000;
@@ -222,7 +226,7 @@ macro_rules! side {
                     }
                 }
 
-                /// Changes the mappings of the IOMMU, or accesses memory behind it.
+                /// Changes the mappings of the IOMMU, or accesses memory through it.
                 fn behind_iommu(&self, op: Op) -> String {
                     let at = GuestAddress;
                     match op {
