@@ -22,7 +22,7 @@ fn process(queue: &mut Queue, memory: &Arc<Memory>, tap: &UnixDatagram) -> Resul
             .map(|descriptor| (descriptor.addr(), descriptor.len() as usize));
         buffer.clear();
         let received = match buffer.try_extend(ranges) {
-            Ok(()) => buffer.read_from(tap)?,
+            Ok(()) => buffer.read_packet_from(tap)?,
             // A chain that is not in guest memory is the guest's error. The device returns the
             // chain with length 0.
             Err(error) => {

@@ -19,6 +19,10 @@
 //! ([`ptr_guard_mut`](VolatileSlice::ptr_guard_mut), [`vectored`](crate::vectored)), must follow
 //! the same rule.
 //!
+//! A UDP socket needs a filter (`SO_ATTACH_FILTER`, socket(7)), which may accept everything. With a
+//! filter, the kernel verifies checksums before it copies. Without one, it writes a packet with a
+//! wrong checksum, drops it, and returns `EAGAIN` or the next packet. The page is then not marked.
+//!
 //! Marking takes time in proportion to the range. If a stream delivers a long range in small parts,
 //! pass parts of the range, or use an exact method.
 //!
@@ -225,7 +229,8 @@ pub(crate) fn first_part<'a, B: BitmapSlice>(rest: &VolatileSlice<'a, B>) -> Vol
 
 /// Returns whether a system call with this result may have written bytes, counted or not.
 ///
-/// The kernel returns 0, `EAGAIN` and `EINTR` before it writes.
+/// The kernel returns 0, `EAGAIN` and `EINTR` before it writes. The documentation of this module
+/// says what a UDP socket needs.
 #[cfg(all(feature = "rawfd", unix))]
 pub(crate) fn may_have_written(result: &std::io::Result<usize>) -> bool {
     match result {

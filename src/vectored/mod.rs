@@ -44,12 +44,12 @@
 //!
 //! # Counts and errors
 //!
-//! Interrupted calls (`EINTR`) are repeated.
+//! Interrupted calls (`EINTR`) are repeated. A call covers at most [`MAX_VECTORS`] segments and
+//! 64 MiB. For a range of 0 bytes, no function makes a call.
 //!
-//! The functions without `exact` or `all` make one call. It covers the first [`MAX_VECTORS`]
-//! segments and the first 64 MiB, and may move fewer bytes than requested. If a range ends in a
-//! hole, or in a region that does not permit the access, the call transfers the bytes before that.
-//! For a range of 0 bytes, no function makes a call.
+//! The functions without `exact` or `all` make one call, which may move fewer bytes than requested.
+//! If a range ends in a hole, or in a region that does not permit the access, the call transfers
+//! the bytes before that.
 //!
 //! The functions with `exact` or `all` repeat the call until all bytes are moved. If they cannot
 //! finish, they return [`PartialBuffer`](crate::GuestMemoryError::PartialBuffer) with the number of
@@ -70,9 +70,11 @@
 //!
 //! A function that reads into guest memory marks all pages of its vectors dirty. This includes
 //! calls with a short count, and calls that fail with an error other than `EAGAIN` and `EINTR`. The
-//! device may have written bytes that the kernel does not count. The exceptions are
-//! [`IoBuffer::read_from`] and [`IoBuffer::read_exact_from`]: a call that succeeds marks only the
-//! bytes that were read.
+//! kernel or a device may have written bytes that are not counted. A stream socket, for example,
+//! counts the messages that it copied completely, and may have copied a part of the next one.
+//!
+//! [`IoBuffer::read_packet_from`] is the exception: it marks only the bytes of a packet. It is for
+//! descriptors of which each call reads one packet, and counts all bytes that it writes.
 //!
 //! # Costs
 //!
@@ -103,7 +105,7 @@ pub use system_call::MAX_VECTORS;
 
 use crate::guest_memory::{bounded_slices, Error, GuestAddress, GuestMemory, Permissions, Result};
 use segments::Segments;
-use system_call::{FilePosition, Transfer};
+use system_call::{FilePosition, Transfer, MAX_BYTES};
 
 /// Reads up to `count` bytes from `fd` into guest memory at `addr`.
 ///
@@ -305,10 +307,6 @@ pub fn write_all_to_at<M: GuestMemory + ?Sized>(
     transfer_all(memory, addr, count, direction, file, position)
 }
 
-/// The maximum number of bytes of a single call. Each call marks all bytes of its vectors. Without
-/// a limit, a loop over a long range would take quadratic time.
-const MAX_BYTES: usize = 64 << 20;
-
 /// The number of bytes of a range that are translated first: [`MAX_VECTORS`] pages of 4 KiB.
 const FIRST_TRANSLATION: usize = MAX_VECTORS * 0x1000;
 
@@ -370,7 +368,7 @@ fn transfer_all<M: GuestMemory + ?Sized>(
         let mut segments = Segments::new(direction.access());
         let inaccessible = segments.fill(&mut slices, MAX_VECTORS).err();
         let (moved, failed) =
-            segments.transfer_all(direction, fd.as_fd(), position.after(completed), false);
+            segments.transfer_all(direction, fd.as_fd(), position.after(completed));
         completed = completed.saturating_add(moved);
         match failed.map(Error::IOError).or(inaccessible) {
             None if segments.count() == MAX_VECTORS => {}

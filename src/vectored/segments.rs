@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::inline_vec::InlineVec;
 use super::io_vector::IoVector;
-use super::system_call::{call, FilePosition, Transfer, MAX_VECTORS};
+use super::system_call::{call, FilePosition, Transfer, MAX_BYTES, MAX_VECTORS};
 use crate::bitmap::{mark_each, BitmapSlice, OnPanic};
 use crate::bytes::Bytes;
 use crate::guest_memory::{Error, GuestAddress, GuestMemorySliceIterator, Permissions, Result};
@@ -412,71 +412,73 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
 
     /// Transfers by one system call. Returns the number of bytes moved.
     ///
-    /// There are at most [`MAX_VECTORS`] segments.
+    /// The call covers the first [`MAX_VECTORS`] segments and [`MAX_BYTES`]. A read marks all bytes
+    /// of the call, unless nothing was written. After a short count, the kernel or the storage may
+    /// have written more bytes.
     pub(super) fn transfer_once(
         &self,
         direction: Transfer,
         fd: BorrowedFd<'_>,
         position: FilePosition,
     ) -> std::io::Result<usize> {
-        let result = self.transfer_vectors(&self.vectors, direction, fd, position);
+        let (result, reached) = self.call_first(direction, fd, position);
         if direction == Transfer::Read && may_have_written(&result) {
-            self.mark_all();
+            self.mark_dirty(0, reached);
         }
         result
     }
 
-    /// Transfers by one system call, from the first [`MAX_VECTORS`] segments.
+    /// Reads one packet by one system call. Returns the number of bytes read.
     ///
-    /// Returns the number of bytes moved. A read marks these bytes. If the kernel or the storage
-    /// may have written more, a read marks all bytes of the call. This is the case after an error,
-    /// and after a short count of a file (`O_DIRECT`).
-    pub(super) fn transfer_counted(
+    /// Marks these bytes. If the call fails, marks all bytes of the call, unless nothing was
+    /// written.
+    pub(super) fn read_packet(&self, fd: BorrowedFd<'_>) -> std::io::Result<usize> {
+        let (result, reached) = self.call_first(Transfer::Read, fd, FilePosition::Current);
+        if may_have_written(&result) {
+            self.mark_dirty(0, *result.as_ref().unwrap_or(&reached));
+        }
+        result
+    }
+
+    /// Makes one system call for the first segments, and marks nothing.
+    ///
+    /// Also returns the number of bytes that the call covers.
+    fn call_first(
         &self,
         direction: Transfer,
         fd: BorrowedFd<'_>,
         position: FilePosition,
-    ) -> std::io::Result<usize> {
-        let vectors = self.vectors.get(..MAX_VECTORS).unwrap_or(&self.vectors);
+    ) -> (std::io::Result<usize>, usize) {
+        let shortened = self.shortened();
+        let vectors = shortened.as_ref().unwrap_or(&self.vectors);
         let result = self.transfer_vectors(vectors, direction, fd, position);
-        if direction == Transfer::Read && may_have_written(&result) {
-            let marked = match (&result, position) {
-                (Ok(moved), FilePosition::Current) => *moved,
-                _ => total_len(vectors),
-            };
-            self.mark_dirty(0, marked);
-        }
-        result
+        (result, total_len(vectors))
     }
 
     /// Transfers all bytes, by as many system calls as necessary.
     ///
     /// Returns the number of bytes moved, and the error that ended the transfer early, if there was
     /// one. A read marks these bytes. After an error, a read also marks bytes that may have been
-    /// written without being counted. These are the bytes that a failed call could reach. Unless
-    /// `trusts_counts` is true, a short call is treated like a failed one.
+    /// written without being counted: those that a failed call or a short call could reach.
     pub(super) fn transfer_all(
         &self,
         direction: Transfer,
         fd: BorrowedFd<'_>,
         position: FilePosition,
-        trusts_counts: bool,
     ) -> (usize, Option<std::io::Error>) {
         let mut done = 0usize;
         // The position of the byte at `done`. It is kept, because a peer may send single bytes.
         let mut at = (0, 0);
         // The end of the bytes that a call may have written, counted or not.
         let mut reached = 0usize;
-        let mut rest = None;
+        let mut rest = self.shortened();
         // A bitmap may also panic when it is sliced for the rest of the vectors.
         let reads = direction == Transfer::Read;
         let on_panic = reads.then(|| OnPanic(|| self.mark_all()));
         while done < self.len() {
             let vectors = rest.as_ref().unwrap_or(&self.vectors);
-            let vectors = vectors.get(..MAX_VECTORS).unwrap_or(vectors);
             let result = self.transfer_vectors(vectors, direction, fd, position.after(done));
-            let is_exact = trusts_counts && result.is_ok();
-            if reads && !is_exact && may_have_written(&result) {
+            if reads && may_have_written(&result) {
                 reached = reached.max(done.saturating_add(total_len(vectors)));
             }
             let error = match result {
@@ -491,12 +493,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
                     done = done.saturating_add(moved);
                     at = self.position_after(at, moved);
                     // Collecting the parts takes no longer than the call, which checks all vectors.
-                    let parts = self.parts(at, usize::MAX).take(MAX_VECTORS);
-                    rest = Some(
-                        parts
-                            .map(|part| IoVector::new(&part))
-                            .collect::<InlineVec<_, INLINE>>(),
-                    );
+                    rest = Some(self.vectors_at(at));
                     continue;
                 }
                 Err(error) => error,
@@ -509,6 +506,18 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         }
         core::mem::forget(on_panic);
         (done, None)
+    }
+
+    /// Returns the vectors of the first call, unless it covers all segments.
+    fn shortened(&self) -> Option<InlineVec<IoVector, INLINE>> {
+        let is_complete = self.count() <= MAX_VECTORS && self.len <= MAX_BYTES;
+        (!is_complete).then(|| self.vectors_at((0, 0)))
+    }
+
+    /// Returns the vectors of a call at a position: up to [`MAX_VECTORS`], and [`MAX_BYTES`].
+    fn vectors_at(&self, position: (usize, usize)) -> InlineVec<IoVector, INLINE> {
+        let parts = self.parts(position, MAX_BYTES).take(MAX_VECTORS);
+        parts.map(|part| IoVector::new(&part)).collect()
     }
 
     /// Makes the system call. The caller marks the bytes that a read may have written.

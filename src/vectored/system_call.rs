@@ -14,6 +14,12 @@ use crate::io::MAX_TRANSFER;
 /// [`io_vectors`](super::io_vectors()).
 pub const MAX_VECTORS: usize = 1024;
 
+/// The maximum number of bytes of a single call.
+///
+/// A read marks all bytes of its vectors. Without a limit, a loop over a long range would take
+/// quadratic time.
+pub(super) const MAX_BYTES: usize = 64 << 20;
+
 /// The direction of a transfer, as the descriptor sees it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Transfer {

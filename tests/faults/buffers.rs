@@ -72,7 +72,7 @@ fn io_buffer_copy_across_truncated_page_stops_there() {
 
 /// The kernel returns a short count at the missing page, or `EFAULT` if it is the first.
 #[test]
-fn io_buffer_read_across_truncated_page_marks_what_was_read() {
+fn io_buffer_read_across_truncated_page_marks_what_the_call_reached() {
     let file = memfd(2);
     let backing = FileOffset::from_arc(Arc::clone(&file), 0);
     let ranges = [(BASE, 2 * PAGE, Some(backing))];
@@ -93,15 +93,20 @@ fn io_buffer_read_across_truncated_page_marks_what_was_read() {
     let ranges = [(START, 4), (GuestAddress(START.0 + 4), 8)];
     let mut buffer = IoBuffer::from_ranges(&memory, ranges, Permissions::ReadWrite).unwrap();
     assert_eq!(buffer.read_from(&zeroes).unwrap(), 4);
-    assert_eq!(dirty(), [0b01]);
-    // A file may be read by the storage: all pages of the call are marked.
+    assert_eq!(dirty(), [0b11]);
     assert_eq!(buffer.read_from_at(&zeroes, 0).unwrap(), 4);
     assert_eq!(dirty(), [0b11]);
     assert_eq!(buffer.write_to(&temp_file(&[])).unwrap(), 4);
-    // The kernel drops the whole datagram after it has copied a part of it.
-    wire.send(&[7; 12]).unwrap();
-    assert!(is_efault(&buffer.read_from(&tap).unwrap_err()));
-    assert_eq!(dirty(), [0b11]);
+    // A packet that ends before the page is received, and marks only its own page.
+    wire.send(&[7; 4]).unwrap();
+    assert_eq!(buffer.read_packet_from(&tap).unwrap(), 4);
+    assert_eq!(dirty(), [0b01]);
+    // The kernel drops a whole datagram after it has copied a part of it.
+    for read in [IoBuffer::read_from, IoBuffer::read_packet_from] {
+        wire.send(&[7; 12]).unwrap();
+        assert!(is_efault(&read(&buffer, &tap).unwrap_err()));
+        assert_eq!(dirty(), [0b11]);
+    }
 
     buffer.cancel_front(4);
     assert!(is_efault(&buffer.read_from(&zeroes).unwrap_err()));

@@ -7,7 +7,9 @@ use std::os::unix::net::UnixStream;
 
 use super::*;
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{fault, vectored, Bytes, ReadVolatile};
+use vm_memory::vectored::IoBuffer;
+use vm_memory::{fault, vectored, Bytes, GuestMemory, MemoryRegionAddress};
+use vm_memory::{Permissions, ReadVolatile};
 
 /// The pages of the memory, and those that its file still has.
 const PAGES: usize = 8;
@@ -40,13 +42,25 @@ fn written_and_marked(memory: &Memory, file: &File) -> ([bool; PAGES], [bool; PA
 /// Reads from a new stream by each method, and checks the marks.
 fn check<S: ReadVolatile + AsFd>(name: &str, stream: impl Fn() -> S) {
     type Method<S> = fn(&Memory, &mut S) -> Result<usize, GuestMemoryError>;
-    let methods: [(&str, Method<S>); 5] = [
+    let methods: [(&str, Method<S>); 9] = [
         ("read", |m, s| m.read_volatile_from(BASE, s, LEN)),
         ("exact", |m, s| {
             m.read_exact_volatile_from(BASE, s, LEN).map(|()| LEN)
         }),
         ("slice", |m, s| {
             Ok(m.get_slice(BASE, LEN)?.read_volatile_from(0, s, LEN)?)
+        }),
+        ("region", |m, s| {
+            let region = m.find_region(BASE).unwrap();
+            region.read_volatile_from(MemoryRegionAddress(0), s, LEN)
+        }),
+        ("held", |m, s| m.held().read_volatile_from(BASE, s, LEN)),
+        ("buffer", |m, s| {
+            buffer(&Arc::new(m.clone()), &[(BASE, LEN)]).read_from(s)
+        }),
+        ("exact buffer", |m, s| {
+            let buffer = buffer(&Arc::new(m.clone()), &[(BASE, LEN)]);
+            buffer.read_exact_from(s).map(|()| LEN)
         }),
         ("readv", |m, s| vectored::read_from(m, BASE, LEN, s)),
         ("exact readv", |m, s| {
@@ -56,14 +70,27 @@ fn check<S: ReadVolatile + AsFd>(name: &str, stream: impl Fn() -> S) {
     for (method, read) in methods {
         let (memory, file) = truncated();
         let result = read(&memory, &mut stream());
-        let (written, marked) = written_and_marked(&memory, &file);
-        for page in 0..PAGES {
-            assert!(
-                marked[page] || !written[page],
-                "{name}, {method}: {result:?}, but wrote {written:?} and marked {marked:?}"
-            );
-        }
+        assert_marked(&format!("{name}, {method}: {result:?}"), &memory, &file);
     }
+}
+
+/// Checks that each page that was written is marked.
+fn assert_marked(name: &str, memory: &Memory, file: &File) {
+    let (written, marked) = written_and_marked(memory, file);
+    for page in 0..PAGES {
+        assert!(
+            marked[page] || !written[page],
+            "{name}, but wrote {written:?} and marked {marked:?}"
+        );
+    }
+}
+
+/// Creates a buffer for the device to write.
+fn buffer<M: GuestMemory + 'static>(
+    memory: &Arc<M>,
+    ranges: &[(GuestAddress, usize)],
+) -> IoBuffer<M> {
+    IoBuffer::from_ranges(memory, ranges.iter().copied(), Permissions::Write).unwrap()
 }
 
 /// Returns a pair of connected Unix sockets of a type.
@@ -114,14 +141,33 @@ fn read_of_two_messages_across_fault_marks_written_pages() {
         fill(far, listener.accept().unwrap().0)
     });
     check("pipe", || {
-        let mut ends = [0; 2];
-        // SAFETY: `ends` has room for two descriptors.
-        let status = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) };
-        assert_eq!(status, 0);
-        // SAFETY: the descriptors are new and have no other owner.
-        let [reader, writer] = ends.map(|fd| unsafe { File::from_raw_fd(fd) });
-        fill(writer, reader)
+        let (reader, writer) = std::io::pipe().unwrap();
+        fill(File::from(OwnedFd::from(writer)), OwnedFd::from(reader))
     });
+}
+
+/// The pipe counts the chunks that it copied completely. The guest chooses the segments.
+#[test]
+fn io_buffer_read_of_pipe_into_segments_before_fault_marks_written_pages() {
+    let page = |number: usize| GuestAddress(BASE.0 + (number * PAGE) as u64);
+    let segments = [(page(4), PAGE), (page(5), 100), (page(6), 100)];
+    for exact in [false, true] {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        for _ in 0..2 {
+            writer.write_all(&[0xa5; PAGE]).unwrap();
+        }
+        drop(writer);
+        let (memory, file) = truncated();
+        let buffer = buffer(&Arc::new(memory.clone()), &segments);
+        if exact {
+            buffer.read_exact_from(&reader).unwrap_err();
+        } else {
+            assert_eq!(buffer.read_from(&reader).unwrap(), PAGE);
+        }
+        let (written, _) = written_and_marked(&memory, &file);
+        assert!(written[4] && written[5], "{written:?}");
+        assert_marked(&format!("exact: {exact}"), &memory, &file);
+    }
 }
 
 /// The kernel counts the first message, and writes six pages.
@@ -143,24 +189,32 @@ fn read_of_short_message_before_fault_marks_all_pages() {
 #[cfg(feature = "iommu")]
 #[test]
 fn read_of_short_message_behind_iommu_marks_all_pages() {
-    use vm_memory::{IommuMemory, Iotlb, Permissions};
-    let zero = GuestAddress(0);
-    for vector in [false, true] {
+    use vm_memory::iommu::SharedIotlb;
+    use vm_memory::IommuMemory;
+    type Translated = IommuMemory<Memory, SharedIotlb>;
+    type Method = fn(&Arc<Translated>, &UnixStream) -> Result<usize, GuestMemoryError>;
+    let methods: [(&str, Method); 3] = [
+        ("read", |m, mut s| {
+            m.read_volatile_from(GuestAddress(0), &mut s, LEN)
+        }),
+        ("readv", |m, s| {
+            vectored::read_from(&**m, GuestAddress(0), LEN, s)
+        }),
+        ("buffer", |m, s| {
+            buffer(m, &[(GuestAddress(0), LEN)]).read_from(s)
+        }),
+    ];
+    for (method, read) in methods {
         let (near, far) = UnixStream::pair().unwrap();
         let near = fill(far, near);
         let (memory, _file) = truncated();
-        let mut iotlb = Iotlb::new();
+        let iotlb = SharedIotlb::new();
         iotlb
-            .set_mapping(zero, BASE, LEN, Permissions::ReadWrite)
+            .set_mapping(GuestAddress(0), BASE, LEN, Permissions::ReadWrite)
             .unwrap();
         let marks = AtomicBitmap::new(LEN, PAGE.try_into().unwrap());
-        let translated = IommuMemory::new(memory, std::sync::RwLock::new(iotlb), true, marks);
-        let read = if vector {
-            vectored::read_from(&translated, zero, LEN, &near)
-        } else {
-            translated.read_volatile_from(zero, &mut &near, LEN)
-        };
-        assert_eq!(read.unwrap(), MESSAGES[0], "{vector}");
-        assert_eq!(translated.bitmap().get_and_reset(), [0xff], "{vector}");
+        let translated = Arc::new(IommuMemory::new(memory, iotlb, true, marks));
+        assert_eq!(read(&translated, &near).unwrap(), MESSAGES[0], "{method}");
+        assert_eq!(translated.bitmap().get_and_reset(), [0xff], "{method}");
     }
 }

@@ -374,8 +374,10 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
     /// They are for system calls: [`ptr_guard_mut`](VolatileSlice::ptr_guard_mut) returns the
     /// address of each. The pointers are valid until the window is refreshed or dropped.
     /// The slices are not tracked: after a system call that writes, call
-    /// [`mark_dirty`](Self::mark_dirty). A slice does not know the
-    /// [permissions](Self::permissions) of the window. An empty window has no slices.
+    /// [`mark_dirty`](Self::mark_dirty). After a short count, mark all bytes of the call, unless
+    /// the kernel counts every byte that it writes ([dirty tracking](crate::io#dirty-tracking)). A
+    /// slice does not know the [permissions](Self::permissions) of the window. An empty window has
+    /// no slices.
     ///
     /// # Examples
     ///
@@ -392,7 +394,7 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
     /// };
     /// let vectors: Vec<libc::iovec> = packet.slices().map(vector).collect();
     /// assert_eq!(vectors.len(), 2);
-    /// // After `recvmsg(2)` of 60 bytes into `vectors`:
+    /// // After `readv(2)` of a packet of 60 bytes from a TAP device into `vectors`:
     /// packet.mark_dirty(0, 60);
     /// # }
     /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -10,7 +10,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// `written`, or the length of the buffer if that is less. Do not report more to the guest.
     ///
     /// If the device cannot have written past its count, use
-    /// [`complete_front`](Self::complete_front), and [`cancel`](Self::cancel) the rest.
+    /// [`complete_front`](Self::complete_front), and [`cancel`](Self::cancel) the rest. A packet of
+    /// a TAP device is an example: [`read_packet_from`](Self::read_packet_from) lists others.
     ///
     /// # Examples
     ///
@@ -29,7 +30,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// let memory = Arc::new(memory);
     /// let mut packet = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
     /// packet.push(GuestAddress(0), 0x1_0000)?;
-    /// // io_uring receives a packet of 60 bytes into `packet.vectors()`.
+    /// // io_uring reads a packet of 60 bytes from a TAP device into `packet.vectors()`.
     /// # let _ = packet.vectors();
     /// assert_eq!(packet.complete_front(60), 60);
     /// packet.cancel();
@@ -60,8 +61,9 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// buffer. If the vectors were used, the other bytes are marked when they are completed or
     /// dropped. [`cancel_front`](Self::cancel_front) removes bytes that no device wrote.
     ///
-    /// It allocates nothing. After [`read_from`](Self::read_from), the pages are already marked,
-    /// and `complete_front` only removes the bytes. A buffer that was not created for writes is
+    /// It allocates nothing. After [`read_from`](Self::read_from) or
+    /// [`read_packet_from`](Self::read_packet_from), the pages are already marked, and
+    /// `complete_front` only removes the bytes. A buffer that was not created for writes is
     /// never marked: use it, or [`cancel_front`](Self::cancel_front), to continue after a short
     /// [`write_to`](Self::write_to).
     ///
@@ -87,11 +89,11 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// wire.send(&[1; 0x700])?;
     /// wire.send(&[2; 0x100])?;
     /// // The first packet takes two chains, and leaves the end of the second one unused.
-    /// let received = chains.read_from(&tap)?;
+    /// let received = chains.read_packet_from(&tap)?;
     /// assert_eq!(chains.complete_front(received), 0x700);
     /// chains.cancel_front(2 * 0x600 - received);
     /// // The next packet is in the third chain.
-    /// chains.read_from(&tap)?;
+    /// chains.read_packet_from(&tap)?;
     /// assert_eq!(memory.read_obj::<u8>(GuestAddress(0x2000))?, 2);
     /// # }
     /// # Ok::<(), Box<dyn std::error::Error>>(())

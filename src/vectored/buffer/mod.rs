@@ -22,7 +22,8 @@ const BUFFER: &str = "buffer";
 ///
 /// [`read_exact_from`](Self::read_exact_from), [`write_all_to`](Self::write_all_to) and their
 /// variants for a file transfer the whole list. [`read_from`](Self::read_from),
-/// [`write_to`](Self::write_to) and their variants make one system call. The
+/// [`read_packet_from`](Self::read_packet_from), [`write_to`](Self::write_to) and their variants
+/// make one system call. The
 /// [vectors](Self::vectors) serve io_uring, AIO, vhost and other asynchronous I/O, which completes
 /// later, possibly on another thread. Up to eight segments need no allocation, nor does a buffer
 /// that is [cleared](Self::clear) and used again.
@@ -59,9 +60,11 @@ const BUFFER: &str = "buffer";
 ///
 /// # Dirty tracking
 ///
-/// [`read_from`](Self::read_from), [`read_exact_from`](Self::read_exact_from), their variants for
-/// a file, and [`copy_from`](Self::copy_from), [`write_slice`](Self::write_slice) and
-/// [`write_obj`](Self::write_obj) mark the pages that they write.
+/// [`copy_from`](Self::copy_from), [`write_slice`](Self::write_slice) and
+/// [`write_obj`](Self::write_obj) mark the pages that they write. [`read_from`](Self::read_from),
+/// [`read_exact_from`](Self::read_exact_from) and their variants for a file mark all pages that the
+/// kernel may have written. [`read_packet_from`](Self::read_packet_from) marks only the bytes that
+/// the kernel counts, for descriptors of which it counts all.
 ///
 /// If the [vectors](Self::vectors) of a buffer for writing were used, its pages are marked when it
 /// is completed or dropped. So an early return or a panic loses no page. All pages are marked:
@@ -421,7 +424,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///
     /// // If there is no packet yet, the device keeps `header` for the next one.
     /// let header = chains.split_to(12).ok_or("no room for a header")?;
-    /// let received = chains.read_from(&tap)?;
+    /// let received = chains.read_packet_from(&tap)?;
     /// header.write_obj([0u8; 12], 0)?;
     /// header.complete(12);
     /// assert_eq!(chains.complete_front(received), 60);

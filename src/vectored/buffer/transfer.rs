@@ -50,17 +50,77 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Reads from `fd` into the buffer, by one `readv(2)` at the descriptor's own position.
     ///
-    /// Use it for a descriptor whose bytes the kernel copies, such as a socket, a pipe or a TAP
-    /// device. Use [`read_from_at`](Self::read_from_at) for a file. The call covers the first
-    /// [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is repeated after `EINTR`.
+    /// Use it for a stream, such as a stream socket or a pipe. Use
+    /// [`read_packet_from`](Self::read_packet_from) for a TAP device, and
+    /// [`read_from_at`](Self::read_from_at) for a file. The call covers the first
+    /// [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments and 64 MiB, and is repeated after
+    /// `EINTR`.
     ///
     /// Returns the number of bytes read; 0 at the end of the stream. An empty buffer makes no call
     /// and also returns 0: check [`is_empty`](Self::is_empty) first. To fill the whole buffer, use
     /// [`read_exact_from`](Self::read_exact_from).
     ///
+    /// Marks all pages of the call dirty, even after a short count or an error: the kernel may have
+    /// written bytes that it does not count. The bytes after those that were read are unspecified:
+    /// a device must not report them. At the end of the stream, and after `EAGAIN`, it marks
+    /// nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use std::io::Write;
+    /// use std::os::unix::net::UnixStream;
+    /// use std::sync::Arc;
+    /// use vm_memory::vectored::IoBuffer;
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
+    ///
+    /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
+    /// let memory = Arc::new(memory);
+    /// let (mut peer, socket) = UnixStream::pair()?;
+    /// peer.write_all(b"input of a console")?;
+    ///
+    /// let ranges = [(GuestAddress(0x1000), 6), (GuestAddress(0x3000), 0x40)];
+    /// let mut input = IoBuffer::from_ranges(&memory, ranges, Permissions::Write)?;
+    /// let received = input.read_from(&socket)?;
+    /// assert_eq!(input.complete_front(received), 18);
+    /// assert_eq!(memory.read_obj::<[u8; 4]>(GuestAddress(0x3000))?, *b"of a");
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::IOError`] of the kind `PermissionDenied` if the buffer was not created for
+    ///   [`Permissions::Write`] or `ReadWrite`;
+    /// - [`Error::IOError`] with the error of the system call: `EFAULT` if the first page that it
+    ///   needs cannot be accessed.
+    #[doc(alias = "readv")]
+    pub fn read_from(&self, fd: &impl AsFd) -> Result<usize> {
+        self.transfer(Transfer::Read, fd, FilePosition::Current)
+    }
+
+    /// Reads one packet from `fd` into the buffer, by one `readv(2)`, and marks only its pages.
+    ///
+    /// A network device offers 64 KiB for each packet, and most packets are short. Use this method
+    /// if each `readv(2)` reads one packet, and counts all bytes that it writes:
+    ///
+    /// - a TAP device;
+    /// - a packet socket (packet(7));
+    /// - a Unix socket of the type `SOCK_DGRAM` or `SOCK_SEQPACKET`;
+    /// - a UDP socket with a filter, as [`io`](crate::io#dirty-tracking) describes.
+    ///
+    /// Use [`read_from`](Self::read_from) for every other descriptor: pages that the kernel writes
+    /// might otherwise never be marked. It may copy a part of a message to a stream socket or a
+    /// pipe without counting it.
+    ///
+    /// The call covers the first [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments and 64 MiB,
+    /// and is repeated after `EINTR`. Returns the number of bytes read. An empty buffer makes no
+    /// call and returns 0.
+    ///
     /// Marks the pages of the bytes read dirty, and no others. The bytes after them are
-    /// unspecified: a device must not report them. If the call fails, marks all pages that it could
-    /// reach, except after `EAGAIN`.
+    /// unspecified: a device must not report them. If the call fails, marks all pages of the call,
+    /// except after `EAGAIN`.
     ///
     /// Use it for sockets, pipes and TAP devices. For a file that is open with `O_DIRECT`, use
     /// [`read_from_at`](Self::read_from_at). The storage writes whole blocks, and this method does
@@ -87,7 +147,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///
     /// let mut packet = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
     /// packet.push(GuestAddress(0), 0x1_0000)?;
-    /// assert_eq!(packet.read_from(&tap)?, 60);
+    /// assert_eq!(packet.read_packet_from(&tap)?, 60);
     /// let bitmap = memory.find_region(GuestAddress(0)).ok_or("no region")?.bitmap();
     /// assert!(bitmap.dirty_at(0) && !bitmap.dirty_at(0x1000));
     /// # }
@@ -98,22 +158,29 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///
     /// - [`Error::IOError`] of the kind `PermissionDenied` if the buffer was not created for
     ///   [`Permissions::Write`] or `ReadWrite`;
-    /// - [`Error::IOError`] with the error of the system call: `EFAULT` if the first page that it
-    ///   needs cannot be accessed.
+    /// - [`Error::IOError`] with the error of the system call. If a page that the packet needs
+    ///   cannot be accessed, a socket returns `EFAULT`. A TAP device returns no error, and counts
+    ///   the bytes that are lost.
     #[doc(alias = "readv")]
-    pub fn read_from(&self, fd: &impl AsFd) -> Result<usize> {
-        self.transfer(Transfer::Read, fd, FilePosition::Current)
+    #[doc(alias = "TAP")]
+    pub fn read_packet_from(&self, fd: &impl AsFd) -> Result<usize> {
+        self.require(Permissions::Write)?;
+        if self.is_empty() {
+            return Ok(0);
+        }
+        let read = self.segments.read_packet(fd.as_fd());
+        read.map_err(Error::IOError)
     }
 
     /// Reads at `offset` of `file` into the buffer, by one `preadv(2)`.
     ///
-    /// The call covers the first [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is
-    /// repeated after `EINTR`. Returns the number of bytes read; 0 at the end of the file. An empty
-    /// buffer makes no call and also returns 0.
+    /// The call covers the first [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments and 64 MiB,
+    /// and is repeated after `EINTR`. Returns the number of bytes read; 0 at the end of the file. An
+    /// empty buffer makes no call and also returns 0.
     ///
-    /// Marks the pages of these bytes dirty. After a short count, it marks all pages that the call
-    /// could reach, since the storage writes whole blocks with `O_DIRECT`. A short count usually
-    /// means the end of the file. An error other than `EAGAIN` also marks all these pages.
+    /// Marks all pages of the call dirty, even after a short count or an error, since the storage
+    /// writes whole blocks with `O_DIRECT`. At the end of the file, and after `EAGAIN`, it marks
+    /// nothing.
     ///
     /// # Examples
     ///
@@ -149,9 +216,9 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Writes the bytes of the buffer to `fd`, by one `writev(2)` at the descriptor's own position.
     ///
-    /// The call covers the first [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is
-    /// repeated after `EINTR`. Returns the number of bytes written. An empty buffer makes no call
-    /// and returns 0.
+    /// The call covers the first [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments and 64 MiB,
+    /// and is repeated after `EINTR`. Returns the number of bytes written. An empty buffer makes no
+    /// call and returns 0.
     ///
     /// To continue after a short count, remove the written bytes with
     /// [`cancel_front`](Self::cancel_front), which marks nothing, and call this again. To write the
@@ -170,9 +237,9 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Writes the bytes of the buffer to `file` at `offset`, by one `pwritev(2)`.
     ///
-    /// The call covers the first [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is
-    /// repeated after `EINTR`. Returns the number of bytes written. An empty buffer makes no call
-    /// and returns 0.
+    /// The call covers the first [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments and 64 MiB,
+    /// and is repeated after `EINTR`. Returns the number of bytes written. An empty buffer makes no
+    /// call and returns 0.
     ///
     /// To continue after a short count, remove the written bytes with
     /// [`cancel_front`](Self::cancel_front), which marks nothing, and call this again. To write the
@@ -191,12 +258,12 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Fills the buffer from `fd`, by as many `readv(2)` as necessary.
     ///
-    /// Use it for a descriptor whose bytes the kernel copies, such as a socket or a pipe. Use
-    /// [`read_exact_from_at`](Self::read_exact_from_at) for a file. Each call is at the
-    /// descriptor's own position, covers at most [`MAX_VECTORS`](crate::vectored::MAX_VECTORS)
-    /// segments, and is repeated after `EINTR`. An empty buffer makes no call.
+    /// Each call is at the descriptor's own position, covers at most
+    /// [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments and 64 MiB, and is repeated after
+    /// `EINTR`. An empty buffer makes no call.
     ///
-    /// Marks the pages of the bytes read dirty, and keeps the bytes in the buffer. A device reports
+    /// Marks the pages of the bytes read dirty, and keeps the bytes in the buffer. After an error,
+    /// marks all pages that a call may have written, counted or not. A device reports
     /// [`len`](Self::len) bytes, and those that it removed before. It then drops or
     /// [clears](Self::clear) the buffer.
     ///
@@ -238,16 +305,13 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// # Errors
     ///
     /// If some bytes were read before the transfer ended early, returns [`Error::PartialBuffer`]
-    /// with their number, and marks their pages. [`complete_front`](Self::complete_front) removes
-    /// them. The next call then returns the error itself, if it persists. Otherwise returns:
+    /// with their number. [`complete_front`](Self::complete_front) removes them. The next call then
+    /// returns the error itself, if it persists. Otherwise returns:
     ///
     /// - [`Error::IOError`] of the kind `PermissionDenied` if the buffer was not created for
     ///   [`Permissions::Write`] or `ReadWrite`;
     /// - [`Error::IOError`] with the error of the system call, or of the kind `UnexpectedEof` at
     ///   the end of the stream.
-    ///
-    /// A system call that fails with an error other than `EAGAIN` marks all pages that it could
-    /// reach.
     #[doc(alias = "readv")]
     pub fn read_exact_from(&self, fd: &impl AsFd) -> Result<()> {
         self.transfer_all(Transfer::Read, fd, FilePosition::Current)
@@ -255,10 +319,11 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Fills the buffer from `file` at `offset`, by as many `preadv(2)` as necessary.
     ///
-    /// Each call covers at most [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is
-    /// repeated after `EINTR`. An empty buffer makes no call.
+    /// Each call covers at most [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments and 64 MiB,
+    /// and is repeated after `EINTR`. An empty buffer makes no call.
     ///
-    /// Marks the pages of the bytes read dirty, and keeps the bytes in the buffer. A device reports
+    /// Marks the pages of the bytes read dirty, and keeps the bytes in the buffer. After an error,
+    /// marks all pages that a call may have written, counted or not. A device reports
     /// [`len`](Self::len) bytes, and those that it removed before. It then drops or
     /// [clears](Self::clear) the buffer.
     ///
@@ -291,9 +356,6 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///   [`Permissions::Write`] or `ReadWrite`;
     /// - [`Error::IOError`] with the error of the system call, or of the kind `UnexpectedEof` at
     ///   the end of the file.
-    ///
-    /// After an error, marks all pages that a system call may have written, as
-    /// [`read_from_at`](Self::read_from_at) does.
     #[doc(alias = "preadv")]
     pub fn read_exact_from_at(&self, file: &impl AsFd, offset: u64) -> Result<()> {
         self.transfer_all(Transfer::Read, file, FilePosition::Offset(offset))
@@ -302,8 +364,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// Writes the whole buffer to `fd`, by as many `writev(2)` as necessary.
     ///
     /// Each call is at the descriptor's own position, covers at most
-    /// [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is repeated after `EINTR`. An
-    /// empty buffer makes no call. The bytes stay in the buffer.
+    /// [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments and 64 MiB, and is repeated after
+    /// `EINTR`. An empty buffer makes no call. The bytes stay in the buffer.
     ///
     /// # Examples
     ///
@@ -347,8 +409,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Writes the whole buffer to `file` at `offset`, by as many `pwritev(2)` as necessary.
     ///
-    /// Each call covers at most [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is
-    /// repeated after `EINTR`. An empty buffer makes no call. The bytes stay in the buffer.
+    /// Each call covers at most [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments and 64 MiB,
+    /// and is repeated after `EINTR`. An empty buffer makes no call. The bytes stay in the buffer.
     ///
     /// # Examples
     ///
@@ -376,10 +438,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
         position: FilePosition,
     ) -> Result<()> {
         self.require(direction.access())?;
-        // Storage may write more than the count of a short read (`O_DIRECT`).
-        let trusts_counts = matches!(position, FilePosition::Current);
-        let segments = &self.segments;
-        match segments.transfer_all(direction, fd.as_fd(), position, trusts_counts) {
+        match self.segments.transfer_all(direction, fd.as_fd(), position) {
             (_, None) => Ok(()),
             (0, Some(error)) => Err(Error::IOError(error)),
             (completed, Some(_)) => Err(Error::PartialBuffer {
@@ -401,7 +460,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
             return Ok(0);
         }
         self.segments
-            .transfer_counted(direction, fd.as_fd(), position)
+            .transfer_once(direction, fd.as_fd(), position)
             .map_err(Error::IOError)
     }
 }

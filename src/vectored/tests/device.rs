@@ -49,8 +49,8 @@ enum Step {
     Clear,
     SetMemory,
     Lend,
-    /// Receives a datagram of this length.
-    Receive(usize),
+    /// Receives a datagram of this length, as a stream or as a packet.
+    Receive(usize, bool),
     /// Reads at an offset of a file of 0x200 bytes.
     ReadAt(u64),
     Send,
@@ -67,7 +67,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Clear),
         1 => Just(Step::SetMemory),
         1 => Just(Step::Lend),
-        2 => (1usize..700).prop_map(Step::Receive),
+        3 => (1usize..700, any::<bool>()).prop_map(|(size, packet)| Step::Receive(size, packet)),
         2 => (0u64..0x280).prop_map(Step::ReadAt),
         2 => Just(Step::Send),
         1 => (0u64..0x280).prop_map(Step::WriteAt),
@@ -120,19 +120,25 @@ fn receive(
     buffer: &IoBuffer<Memory>,
     model: &mut Model,
     packet: &[u8],
+    as_packet: bool,
     (wire, tap): &(UnixDatagram, UnixDatagram),
 ) -> TestCaseResult {
+    let read = if as_packet {
+        IoBuffer::read_packet_from
+    } else {
+        IoBuffer::read_from
+    };
     wire.send(packet).unwrap();
-    let received = buffer.read_from(tap).unwrap();
+    let received = read(buffer, tap).unwrap();
     prop_assert_eq!(received, packet.len().min(model.addresses.len()));
     model.fill(packet);
-    model.mark_front(received);
+    model.mark_front(if as_packet { received } else { usize::MAX });
     if model.addresses.is_empty() {
         // There was no system call.
         tap.recv(&mut []).unwrap();
         return Ok(());
     }
-    let error = buffer.read_from(tap).unwrap_err();
+    let error = read(buffer, tap).unwrap_err();
     prop_assert!(matches!(error, Error::IOError(e) if e.kind() == ErrorKind::WouldBlock));
     Ok(())
 }
@@ -225,9 +231,9 @@ fn check_device(steps: Vec<Step>) -> TestCaseResult {
                 prop_assert_eq!(named(&buffer), len);
                 model.is_lent = true;
             }
-            Step::Receive(size) => {
+            Step::Receive(size, as_packet) => {
                 let packet: Vec<u8> = (0..size).map(|i| (number + 7 * i) as u8).collect();
-                receive(&buffer, &mut model, &packet, &sockets)?;
+                receive(&buffer, &mut model, &packet, as_packet, &sockets)?;
             }
             Step::ReadAt(offset) => {
                 let left = in_file.get(offset as usize..).unwrap_or_default();
@@ -282,6 +288,11 @@ fn io_buffer_transfers_need_their_permission() {
         let mut buffer = IoBuffer::new(Arc::clone(&memory), access);
         for _ in 0..2 {
             assert_eq!(refused(buffer.read_from(&zero)), !reads, "{access:?}");
+            assert_eq!(
+                refused(buffer.read_packet_from(&zero)),
+                !reads,
+                "{access:?}"
+            );
             assert_eq!(refused(buffer.read_from_at(&zero, 0)), !reads, "{access:?}");
             assert_eq!(refused(buffer.write_to(&target)), !writes, "{access:?}");
             assert_eq!(
@@ -303,6 +314,7 @@ fn io_buffer_transfers_need_their_permission() {
     let buffer = IoBuffer::new(memory, Permissions::Write);
     let write_only = File::options().write(true).open("/dev/null").unwrap();
     assert_eq!(buffer.read_from(&write_only).unwrap(), 0);
+    assert_eq!(buffer.read_packet_from(&write_only).unwrap(), 0);
 }
 
 #[test]
@@ -318,8 +330,15 @@ fn io_buffer_of_more_than_1024_segments_moves_the_first_1024() {
     assert_eq!(dirty(&memory).len(), 1024);
     assert_eq!(buffer.read_from_at(&zero, 0).unwrap(), first);
     assert_eq!(dirty(&memory).len(), 1024);
+    assert_eq!(buffer.read_packet_from(&zero).unwrap(), first);
+    assert_eq!(dirty(&memory).len(), 1024);
     // A call that fails could have reached these segments only.
     buffer.read_from(&File::open("/").unwrap()).unwrap_err();
+    assert_eq!(dirty(&memory).len(), 1024);
+    // Nor could one with a short count.
+    let (near, far) = UnixStream::pair().unwrap();
+    (&far).write_all(b"short").unwrap();
+    assert_eq!(buffer.read_from(&near).unwrap(), 5);
     assert_eq!(dirty(&memory).len(), 1024);
     let null = File::options().write(true).open("/dev/null").unwrap();
     assert_eq!(buffer.write_to(&null).unwrap(), first);
@@ -335,12 +354,14 @@ fn io_buffer_read_that_fails_marks_all_pages_of_the_call() {
     let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
     buffer.push(GuestAddress(0x800), PAGE).unwrap();
     let directory = File::open("/").unwrap();
-    for at in [None, Some(0)] {
-        let read = match at {
-            None => buffer.read_from(&directory),
-            Some(offset) => buffer.read_from_at(&directory, offset),
-        };
-        let error = read.unwrap_err();
+    type Read = fn(&IoBuffer<Memory>, &File) -> Result<usize>;
+    let reads: [Read; 3] = [
+        |buffer, file| buffer.read_from(file),
+        |buffer, file| buffer.read_packet_from(file),
+        |buffer, file| buffer.read_from_at(file, 0),
+    ];
+    for read in reads {
+        let error = read(&buffer, &directory).unwrap_err();
         assert!(matches!(error, Error::IOError(e) if e.raw_os_error() == Some(libc::EISDIR)));
         assert_eq!(dirty(&memory), [0, 0x1000]);
     }
@@ -348,5 +369,29 @@ fn io_buffer_read_that_fails_marks_all_pages_of_the_call() {
     for offset in [u64::MAX, i64::MAX as u64 + 1] {
         let error = buffer.read_from_at(&directory, offset).unwrap_err();
         assert!(matches!(error, Error::IOError(e) if e.raw_os_error() == Some(libc::EINVAL)));
+    }
+}
+
+/// A peer that sends single bytes into a huge buffer must not make each of them cost its length.
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no readv(2)")]
+fn io_buffer_read_of_long_buffer_marks_64_mib_at_most() {
+    let len = 256 << 20;
+    let ranges = [(GuestAddress(0), len)];
+    let memory = Arc::new(Memory::from_ranges(&ranges).unwrap());
+    let buffer = IoBuffer::from_ranges(&memory, ranges, Permissions::Write).unwrap();
+    let (near, far) = UnixStream::pair().unwrap();
+    near.set_nonblocking(true).unwrap();
+    for exact in [false, true] {
+        (&far).write_all(b"x").unwrap();
+        let read = if exact {
+            buffer.read_exact_from(&near).unwrap_err().to_string()
+        } else {
+            buffer.read_from(&near).unwrap().to_string()
+        };
+        let region = memory.find_region(GuestAddress(0)).unwrap().get_mmap();
+        let words = region.bitmap().get_and_reset();
+        let dirty: u32 = words.iter().map(|word| word.count_ones()).sum();
+        assert_eq!(dirty as usize, (64 << 20) / PAGE, "exact: {exact}, {read}");
     }
 }
