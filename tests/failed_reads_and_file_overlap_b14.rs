@@ -1,5 +1,5 @@
-//! B14: a read without data marks nothing, and overlaps in a file do not overflow. A mapping past
-//! the end of a file has an error of its own.
+//! B14: a read without data marks nothing, a transfer of 0 bytes makes no call, and overlaps in a
+//! file do not overflow. A mapping past the end of a file has an error of its own.
 #![cfg(all(
     unix,
     feature = "backend-mmap",
@@ -14,14 +14,15 @@
 use std::fs::File;
 use std::io::Write;
 use std::num::NonZeroUsize;
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::Arc;
 
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
-    GuestRegionMmap, MmapRegion,
+    Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError,
+    GuestMemoryMmap, GuestRegionMmap, MemoryRegionAddress, MmapRegion,
 };
 
 /// Creates 0x2000 bytes at 0, with one bit per 0x100 bytes.
@@ -73,6 +74,44 @@ fn b14_read_that_would_block_marks_nothing() {
         0
     );
     assert_eq!(marks(&memory), [0]);
+}
+
+#[test]
+fn b14_transfer_of_no_bytes_makes_no_call() {
+    let memory = memory();
+    let region = memory.iter().next().unwrap();
+    let slice = memory.get_slice(GuestAddress(0x100), 0x100).unwrap();
+    let (at, offset) = (GuestAddress(0x100), MemoryRegionAddress(0x100));
+    // Each end of a pipe is open for one direction, and returns EBADF for the other one.
+    let (reader, writer) = std::io::pipe().unwrap();
+    let (mut reader, mut writer) = (OwnedFd::from(reader), OwnedFd::from(writer));
+    for (count, is_refused) in [(0, false), (1, true)] {
+        let reads = [
+            memory.read_volatile_from(at, &mut writer, count),
+            region.read_volatile_from(offset, &mut writer, count),
+            Ok(slice
+                .read_volatile_from(0, &mut writer, count)
+                .unwrap_or(99)),
+            memory.write_volatile_to(at, &mut reader, count),
+            region.write_volatile_to(offset, &mut reader, count),
+            Ok(slice.write_volatile_to(0, &mut reader, count).unwrap_or(99)),
+        ];
+        for (number, result) in reads.into_iter().enumerate() {
+            let moved = result.unwrap_or(99);
+            assert_eq!(moved, if is_refused { 99 } else { 0 }, "{number}: {count}");
+        }
+    }
+    // A read(2) of 0 bytes would take the packet.
+    let (wire, tap) = UnixDatagram::pair().unwrap();
+    wire.send(b"packet").unwrap();
+    let mut tap = OwnedFd::from(tap);
+    assert_eq!(slice.read_volatile_from(0, &mut tap, 0).unwrap(), 0);
+    assert_eq!(slice.read_volatile_from(0, &mut tap, 9).unwrap(), 6);
+    let tap = UnixDatagram::from(tap);
+    tap.set_nonblocking(true).unwrap();
+    let mut wire = OwnedFd::from(wire);
+    assert_eq!(slice.write_volatile_to(0, &mut wire, 0).unwrap(), 0);
+    assert!(tap.recv(&mut [0]).is_err());
 }
 
 #[test]

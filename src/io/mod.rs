@@ -5,7 +5,7 @@
 //! [`VolatileSlice`] instead. For files, sockets and other descriptors, the kernel copies directly
 //! to or from guest memory.
 //!
-//! System calls: with the feature `rawfd`, `read(2)` and `write(2)`.
+//! System calls: with the feature `rawfd`, `read(2)` and `write(2)`; none for 0 bytes.
 //!
 //! # Dirty tracking
 //!

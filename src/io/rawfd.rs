@@ -30,11 +30,14 @@ fn accepted(len: usize) -> usize {
     MAX_TRANSFER.map_or(len, |limit| len.min(limit))
 }
 
-/// Reads from a descriptor into `buf`.
+/// Reads from a descriptor into `buf`. Makes no call for 0 bytes, which could take a packet.
 fn read_from<B: BitmapSlice>(
     fd: &impl AsFd,
     buf: &mut VolatileSlice<B>,
 ) -> Result<usize, VolatileMemoryError> {
+    if buf.is_empty() {
+        return Ok(0);
+    }
     let target = buf.guard_of_first(Direction::Write)?;
     let len = accepted(target.len());
     // SAFETY: the kernel writes at most `len` bytes at `target`, which has as many. They are mapped
@@ -48,11 +51,14 @@ fn read_from<B: BitmapSlice>(
     result.map_err(VolatileMemoryError::IOError)
 }
 
-/// Writes from `buf` to a descriptor.
+/// Writes from `buf` to a descriptor. Makes no call for 0 bytes, which could send a packet.
 fn write_to<B: BitmapSlice>(
     fd: &impl AsFd,
     buf: &VolatileSlice<B>,
 ) -> Result<usize, VolatileMemoryError> {
+    if buf.is_empty() {
+        return Ok(0);
+    }
     let source = buf.guard_of_first(Direction::Read)?;
     let len = accepted(source.len());
     // SAFETY: the kernel reads at most `len` bytes at `source`, which has as many. They are mapped

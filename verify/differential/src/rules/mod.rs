@@ -112,7 +112,7 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         row: "B14",
-        text: "a read that would block marks nothing, and a short read marks its whole buffer",
+        text: "EAGAIN marks nothing, a short read its whole buffer; 0 bytes make no call",
         allows: streams::b14,
     },
 ];
