@@ -51,6 +51,7 @@
 //! | run time | [`IotlbMessage::apply`] | if an access waits for the mapping | `futex` |
 //! | run time | [`BackendChannel`] | for each miss, and for each access that is not permitted | those of its writer |
 //! | migration | `log::SharedLog::create` | always | `prlimit64`, `memfd_create`, `ftruncate`, `fcntl`, `fstat`, or `newfstatat`, and `mmap` |
+//! | migration | `log::SharedLog::create` | before Linux 6.3 | `fchmod` |
 //! | migration | [`log::SharedLog::map`] | always | `fcntl`, `fstatfs`, `fstat`, or `newfstatat`, and `mmap` |
 //! | migration | [`log::SharedLog::map_unsealed`] | always | `fstat`, or `newfstatat`, and `mmap` |
 //! | migration | [`log::SharedLog`] | dropped | `munmap`, `close` |

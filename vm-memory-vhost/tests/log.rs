@@ -60,6 +60,39 @@ fn create_without_permission_to_read_limits_makes_log() {
     }
 }
 
+/// Checks that nobody can execute a log, and returns whether its owner could change that.
+fn assert_cannot_be_executed(log: &SharedLog) -> bool {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::PermissionsExt;
+    let file = log.file();
+    assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o666);
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let error = std::process::Command::new(path).status().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+    let executable = std::fs::Permissions::from_mode(0o777);
+    file.set_permissions(executable).is_ok()
+}
+
+#[test]
+fn created_log_cannot_be_executed() {
+    const NOEXEC_SEAL: u32 = 8;
+    const F_SEAL_EXEC: u32 = 0x20;
+    let log = SharedLog::create(4096).unwrap();
+    let has_flag = rustix::fs::fcntl_get_seals(log.file()).unwrap().bits() & F_SEAL_EXEC != 0;
+    assert_eq!(assert_cannot_be_executed(&log), !has_flag);
+
+    // A kernel before 6.3 refuses the flag.
+    let (number, flag) = (libc::SYS_memfd_create, (1, NOEXEC_SEAL));
+    let create = || SharedLog::create(4096);
+    match test_support::refuse_calls_with(number, flag, libc::EINVAL, create) {
+        Ok(log) => assert!(assert_cannot_be_executed(&log.unwrap())),
+        Err(error) => test_support::skipped(
+            "created_log_cannot_be_executed (before Linux 6.3)",
+            format!("no seccomp filters: {error}"),
+        ),
+    }
+}
+
 #[test]
 fn created_log_is_shared_with_peer_that_cannot_change_its_length() {
     for size in [1u64, 8, 4096, 12_345] {

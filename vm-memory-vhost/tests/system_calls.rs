@@ -140,9 +140,14 @@ fn system_calls_are_those_of_the_documentation() {
     }
     let table = documented_calls(include_str!("../src/lib.rs"));
     assert_eq!(recorder.undocumented(&table), Vec::<String>::new());
-    // The vDSO reads the clock on most hosts.
-    let of_clock = "log::LogBitmap::replace: clock_gettime";
+    // The vDSO reads the clock on most hosts, and most kernels make memfds that are not executable.
+    let depends_on_host = [
+        "log::LogBitmap::replace: clock_gettime",
+        "log::SharedLog::create: fchmod",
+    ];
     let unused = recorder.unused(&table).into_iter();
-    let unused: Vec<_> = unused.filter(|call| call != of_clock).collect();
+    let unused: Vec<_> = unused
+        .filter(|call| !depends_on_host.contains(&call.as_str()))
+        .collect();
     assert_eq!(unused, Vec::<String>::new());
 }

@@ -12,7 +12,7 @@
 //! | [`in_own_process`], [`run_again`] | a test that changes or counts what a process has |
 //! | [`record_calls`] | the system calls that a function makes |
 //! | [`CallRecorder`], [`documented_calls`] | compares them with the documentation |
-//! | [`refuse_calls`] | makes system calls of a function fail |
+//! | [`refuse_calls`], [`refuse_calls_with`] | make system calls of a function fail |
 //! | [`SetOnDrop`] | ends the threads of a test after a panic |
 //! | [`wait_until`], [`ThreadId`] | wait for a condition, or until a thread sleeps |
 //! | [`StaticAllocator`] | an allocator without system calls |
@@ -74,7 +74,8 @@ pub use set_on_drop::SetOnDrop;
 pub use static_allocator::StaticAllocator;
 #[cfg(target_os = "linux")]
 pub use system_calls::{
-    call_rows, documented_calls, record_calls, refuse_calls, Call, CallRecorder, CallRow,
+    call_rows, documented_calls, record_calls, refuse_calls, refuse_calls_with, Call, CallRecorder,
+    CallRow,
 };
 pub use wait::wait_until;
 #[cfg(target_os = "linux")]

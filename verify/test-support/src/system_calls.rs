@@ -113,16 +113,41 @@ pub fn refuse_calls<R: Send>(
     error: i32,
     function: impl FnOnce() -> R + Send,
 ) -> Result<R> {
-    let (load, compare, end) = (
+    refuse_calls_with(number, (0, 0), error, function)
+}
+
+/// Calls `function` as [`refuse_calls`] does, but refuses only the calls with `flags` in an
+/// argument: the number of the argument from 0, and bits that are all set in it.
+///
+/// # Errors
+///
+/// Returns the error of seccomp(2).
+///
+/// # Panics
+///
+/// Panics if `function` panics.
+pub fn refuse_calls_with<R: Send>(
+    number: libc::c_long,
+    (argument, flags): (u32, u32),
+    error: i32,
+    function: impl FnOnce() -> R + Send,
+) -> Result<R> {
+    let (load, compare, mask, end) = (
         (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16,
         (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
+        (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16,
         (libc::BPF_RET | libc::BPF_K) as u16,
     );
     let instruction = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
-    // The number of the call is the first word of `struct seccomp_data`.
+    // `struct seccomp_data`: the number of the call, the architecture, the instruction pointer, and
+    // the arguments, of which the low half is at `low`.
+    let low = if cfg!(target_endian = "big") { 4 } else { 0 };
     let mut program = [
         instruction(load, 0, 0),
-        instruction(compare, 1, number as u32),
+        instruction(compare, 4, number as u32),
+        instruction(load, 0, 16 + 8 * argument + low),
+        instruction(mask, 0, flags),
+        instruction(compare, 1, flags),
         instruction(end, 0, libc::SECCOMP_RET_ERRNO | error as u32),
         instruction(end, 0, libc::SECCOMP_RET_ALLOW),
     ];

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::Command;
 
 use super::common::*;
-use test_support::{error_chain, skipped, temp_file_of_len};
+use test_support::{error_chain, refuse_calls_with, skipped, temp_file_of_len};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vm_memory_host::{
@@ -109,7 +109,7 @@ fn build_of_memfd_cannot_be_executed() {
     if pages.is_some() {
         backings.push(Backing::Hugetlb { page_size: HUGE });
     }
-    for backing in backings {
+    for backing in backings.clone() {
         let memory = build(Region::new(GuestAddress(0), HUGE).backing(backing)).unwrap();
         memory
             .write_slice(b"#!/bin/sh\nexit 0\n#", GuestAddress(0))
@@ -130,6 +130,23 @@ fn build_of_memfd_cannot_be_executed() {
             // hugetlbfs ignores the seal.
             assert_eq!(error.and_then(|e| e.raw_os_error()), Some(libc::EPERM));
         }
+    }
+
+    // A kernel before 6.3 refuses the flag `MFD_NOEXEC_SEAL`, and makes the memfd executable.
+    for backing in backings {
+        let build = || build(Region::new(GuestAddress(0), HUGE).backing(backing));
+        let (number, flag) = (libc::SYS_memfd_create, (1, 8));
+        let memory = match refuse_calls_with(number, flag, libc::EINVAL, build) {
+            Ok(memory) => memory.unwrap(),
+            Err(error) => {
+                let name = "build_of_memfd_cannot_be_executed (before Linux 6.3)";
+                return skipped(name, format!("no seccomp filters: {error}"));
+            }
+        };
+        let region = memory.iter().next().unwrap();
+        let file = GuestMemoryRegion::file_offset(region).unwrap().file();
+        let mode = file.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o666);
     }
 }
 

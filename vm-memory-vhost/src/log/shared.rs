@@ -313,9 +313,13 @@ fn is_on_tmpfs(file: &OwnedFd) -> bool {
 }
 
 /// Creates a memfd of `size` zeroes whose length cannot change.
+///
+/// No process can execute it, or make it executable (`MFD_NOEXEC_SEAL`, Linux 6.3). Before Linux
+/// 6.3, its owner could set the execute permission again.
 #[cfg(target_os = "linux")]
 fn sealed_memfd(size: u64) -> std::io::Result<OwnedFd> {
-    use rustix::fs::{fcntl_add_seals, ftruncate, memfd_create, MemfdFlags, SealFlags};
+    use rustix::fs::{fchmod, fcntl_add_seals, ftruncate, memfd_create};
+    use rustix::fs::{MemfdFlags, Mode, SealFlags};
     use rustix::io::Errno;
 
     // ftruncate(2) would raise SIGXFSZ, which ends the process by default.
@@ -325,8 +329,12 @@ fn sealed_memfd(size: u64) -> std::io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let name = c"vhost-log";
     let file = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
-        // Linux before 6.3 does not support the flag.
-        Err(Errno::INVAL) => memfd_create(name, flags)?,
+        // Linux before 6.3 does not support the flag, and makes the memfd executable.
+        Err(Errno::INVAL) => {
+            let file = memfd_create(name, flags)?;
+            fchmod(&file, Mode::from_raw_mode(0o666))?;
+            file
+        }
         result => result?,
     };
     ftruncate(&file, size)?;
