@@ -458,8 +458,8 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     /// Transfers all bytes, by as many system calls as necessary.
     ///
     /// Returns the number of bytes moved, and the error that ended the transfer early, if there was
-    /// one. A read marks these bytes. After an error, a read also marks bytes that may have been
-    /// written without being counted: those that a failed call or a short call could reach.
+    /// one. A read marks these bytes. After an error, it also marks what a failed call or a short
+    /// call could reach, and may have written without counting it.
     pub(super) fn transfer_all(
         &self,
         direction: Transfer,

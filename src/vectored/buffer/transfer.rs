@@ -60,7 +60,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// and also returns 0: check [`is_empty`](Self::is_empty) first. To fill the whole buffer, use
     /// [`read_exact_from`](Self::read_exact_from).
     ///
-    /// Marks all pages of the call dirty, even after a short count or an error: the kernel may have
+    /// Marks all pages of the call dirty, even after a short count or an error. The kernel may have
     /// written bytes that it does not count. The bytes after those that were read are unspecified:
     /// a device must not report them. At the end of the stream, and after `EAGAIN`, it marks
     /// nothing.
@@ -175,8 +175,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// Reads at `offset` of `file` into the buffer, by one `preadv(2)`.
     ///
     /// The call covers the first [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments and 64 MiB,
-    /// and is repeated after `EINTR`. Returns the number of bytes read; 0 at the end of the file. An
-    /// empty buffer makes no call and also returns 0.
+    /// and is repeated after `EINTR`. Returns the number of bytes read; 0 at the end of the file.
+    /// An empty buffer makes no call and also returns 0.
     ///
     /// Marks all pages of the call dirty, even after a short count or an error, since the storage
     /// writes whole blocks with `O_DIRECT`. At the end of the file, and after `EAGAIN`, it marks

@@ -116,8 +116,9 @@ pub fn refuse_calls<R: Send>(
     refuse_calls_with(number, (0, 0), error, function)
 }
 
-/// Calls `function` as [`refuse_calls`] does, but refuses only the calls with `flags` in an
-/// argument: the number of the argument from 0, and bits that are all set in it.
+/// Calls `function` as [`refuse_calls`] does, but refuses only the calls with flags in an argument.
+///
+/// The arguments are counted from 0. All of the flags must be set.
 ///
 /// # Errors
 ///
