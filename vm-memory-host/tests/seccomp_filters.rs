@@ -1,7 +1,16 @@
 //! The functions of each phase work under the seccomp filter of that phase, and other calls do not.
 //!
 //! A filter cannot be removed, so each task runs in a process of its own.
-#![cfg(all(target_os = "linux", target_env = "gnu"))]
+//! The crate seccompiler has the numbers of system calls of three processors.
+#![cfg(all(
+    target_os = "linux",
+    target_env = "gnu",
+    any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        target_arch = "riscv64"
+    )
+))]
 
 use std::io;
 use std::num::{NonZeroU64, NonZeroUsize};
