@@ -17,6 +17,9 @@ const DIFFERENTIAL: &str = "verify/windows-differential/Cargo.toml";
 /// `verify/api/names-0.18.0.txt` without those of Unix.
 const NAMES: &str = "verify/api/names-0.18.0-windows.txt";
 
+/// The packages whose tests run.
+const PACKAGES: &[&str] = &["vm-memory", "vm-memory-host"];
+
 /// The features that do not exist on Windows. The first one is a default.
 const NOT_ON_WINDOWS: &[&str] = &["rawfd"];
 
@@ -29,6 +32,8 @@ const CI_TESTS: &[&str] = &[
     "--test=libkrun_calls",
     "--test=plugged_blocks",
     "--test=threads",
+    "--test=windows",
+    "--test=windows_without_fault_handler",
 ];
 
 /// The tests of Wine 10: those that need placeholders, and those of mappings and faults.
@@ -42,22 +47,22 @@ const WINE_10_TESTS: &[&str] = &[
 
 /// Runs the tests that the system can break.
 pub(super) fn tests_of_ci(harness: &Harness, suite: &Suite) -> Result<String> {
-    tests(harness, suite, CI_TESTS)
+    tests(harness, suite, PACKAGES, CI_TESTS)
 }
 
-/// Runs all tests of the library.
+/// Runs all tests of the packages.
 pub(super) fn all_tests(harness: &Harness, suite: &Suite) -> Result<String> {
-    tests(harness, suite, &["--lib", "--tests"])
+    tests(harness, suite, PACKAGES, &["--lib", "--tests"])
 }
 
 /// Runs the tests of the library's documentation.
 pub(super) fn doc_tests(harness: &Harness, suite: &Suite) -> Result<String> {
-    tests(harness, suite, &["--doc"])
+    tests(harness, suite, &["vm-memory"], &["--doc"])
 }
 
-fn tests(harness: &Harness, suite: &Suite, selected: &[&str]) -> Result<String> {
+fn tests(harness: &Harness, suite: &Suite, packages: &[&str], selected: &[&str]) -> Result<String> {
     let wine = Wine::installed(&harness.folder)?;
-    let mut command = harness.test_of(&suite.platform, &["vm-memory"], NOT_ON_WINDOWS);
+    let mut command = harness.test_of(&suite.platform, packages, NOT_ON_WINDOWS);
     command.args(selected);
     wine.runs(&mut command, suite.platform.target);
     harness.count(suite.name, command)
@@ -124,21 +129,21 @@ pub(super) fn interface(harness: &Harness, suite: &Suite) -> Result<String> {
     ))
 }
 
-/// Checks the library and its tests for the tools of Microsoft, without linking them.
+/// Checks the libraries and their tests for the tools of Microsoft, without linking them.
 pub(super) fn check_msvc(harness: &Harness, suite: &Suite) -> Result<String> {
     let target = "x86_64-pc-windows-msvc";
     if !add_library(target) {
         return Ok(without_library(suite.title, target));
     }
     let platform = native(target, Compiler::Rustup);
-    for package in ["vm-memory", "verify-api"] {
+    for package in ["vm-memory", "vm-memory-host", "verify-api"] {
         let mut command = harness.cargo(&platform, "clippy");
         harness.select(&mut command, &[package], NOT_ON_WINDOWS);
         command.args(["--lib", "--tests", "--", "-D", "warnings"]);
         harness.log(&format!("{package}-{target}"), &mut command)?;
     }
     Ok(format!(
-        "the library, its tests and the calls of its interface pass clippy for {target}"
+        "the libraries, their tests and the calls of the interface pass clippy for {target}"
     ))
 }
 
@@ -149,13 +154,18 @@ mod tests {
 
     #[test]
     fn tests_of_both_lists_are_those_of_existing_files() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let folders = ["tests", "vm-memory-host/tests"].map(|folder| root.join(folder));
         for name in [CI_TESTS, WINE_10_TESTS]
             .concat()
             .iter()
             .filter_map(|test| test.strip_prefix("--test="))
         {
-            assert!(root.join(format!("{name}.rs")).exists(), "{name}");
+            let file = format!("{name}.rs");
+            assert!(
+                folders.iter().any(|folder| folder.join(&file).exists()),
+                "{name}"
+            );
         }
     }
 }
