@@ -382,7 +382,7 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
     /// # Examples
     ///
     /// ```
-    /// # #[cfg(feature = "backend-mmap")] {
+    /// # #[cfg(all(unix, feature = "backend-mmap"))] {
     /// use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
     ///
     /// let ranges = [(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)];
