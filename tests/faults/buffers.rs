@@ -38,6 +38,28 @@ fn check<M: GuestMemory>(name: &str, buffer: &IoBuffer<M>, last: impl Fn() -> [u
     assert_eq!(buffer.copy_to(0, &mut seen).unwrap(), 4, "{name}");
     assert_eq!((seen[3], seen[4]), (0xee, 0x11), "{name}");
     assert_eq!(seen[LEN - 8..], [0x11; 8], "{name}");
+    // The exact forms report the count, and move no byte after the fault either.
+    let moved = |expected| {
+        let completed = 4;
+        format!(
+            "{:?}",
+            GuestMemoryError::PartialBuffer {
+                expected,
+                completed
+            }
+        )
+    };
+    let error = buffer.write_slice(&[0xdd; LEN], 0).unwrap_err();
+    assert_eq!(format!("{error:?}"), moved(LEN), "{name}");
+    let error = buffer.write_obj([0xcc_u8; 8], 0).unwrap_err();
+    assert_eq!(format!("{error:?}"), moved(8), "{name}");
+    let error = buffer.read_slice(&mut seen, 0).unwrap_err();
+    assert_eq!(format!("{error:?}"), moved(LEN), "{name}");
+    assert_eq!((seen[3], seen[4]), (0xcc, 0x11), "{name}");
+    let error = buffer.read_obj::<[u8; 8]>(0).unwrap_err();
+    assert_eq!(format!("{error:?}"), moved(8), "{name}");
+    assert!(is_efault(&buffer.read_obj::<u64>(4).unwrap_err()), "{name}");
+    assert!(is_efault(&buffer.write_obj(1u64, 4).unwrap_err()), "{name}");
     // The range begins inside the missing page.
     for offset in [4, 5, PAGE] {
         assert!(is_efault(&buffer.copy_from(offset, &[1; LEN]).unwrap_err()));
