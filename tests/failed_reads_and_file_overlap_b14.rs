@@ -21,8 +21,8 @@ use std::sync::Arc;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError,
-    GuestMemoryMmap, GuestRegionMmap, MemoryRegionAddress, MmapRegion,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
+    GuestRegionMmap, MemoryRegionAddress, MmapRegion,
 };
 
 /// Creates 0x2000 bytes at 0, with one bit per 0x100 bytes.
