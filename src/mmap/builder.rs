@@ -26,6 +26,7 @@ type Result<T> = std::result::Result<T, MmapRegionError>;
 /// A region of a file that can only be read, such as a firmware image:
 ///
 /// ```
+/// # #[cfg(unix)] {
 /// use vm_memory::mmap::MmapRegionBuilder;
 /// use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 ///
@@ -39,6 +40,7 @@ type Result<T> = std::result::Result<T, MmapRegionError>;
 ///
 /// memory.read_obj::<u32>(GuestAddress(0xffff_0000))?;
 /// assert!(memory.write_obj(0u32, GuestAddress(0xffff_0000)).is_err());
+/// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[doc(alias = "mmap")]
