@@ -26,6 +26,8 @@
 
 #[path = "../../../src/bits/mod.rs"]
 mod bits;
+#[path = "../../../src/convert.rs"]
+mod convert;
 
 /// Dirty marks.
 mod bitmap {
