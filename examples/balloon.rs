@@ -1,4 +1,4 @@
-//! A balloon: return the pages that the guest lists to the host while the guest runs.
+//! A balloon: while the guest runs, return the pages that it lists to the host system.
 //!
 //! `cargo run -p examples --example balloon`
 

@@ -26,7 +26,7 @@ impl FrontEnd {
         thread::spawn(move || {
             for miss in received {
                 println!("front end: the device misses {:#x}", miss.0);
-                let page = miss.0 & !0xfff;
+                let page = miss.0 & !(PAGE as u64 - 1);
                 if let Some((iova, target)) = mappings.iter().find(|(iova, _)| iova.0 == page) {
                     // Fails only for a range that passes the end of the address space.
                     let _ = iotlb.set_mapping(*iova, *target, PAGE, Permissions::ReadWrite);

@@ -8,8 +8,8 @@ use crate::guest_memory::{GuestAddress, GuestMemory, Permissions, Result, SeenGe
 impl<M: GuestMemory + Send + Sync + 'static> GuestMemoryAtomic<M> {
     /// Returns the `len` bytes at `addr` as a window, which a device can keep.
     ///
-    /// It keeps the current map, as a guard does. [`Window::is_current`] tells when another map is
-    /// current, and [`Window::refresh`] moves the window there.
+    /// It keeps the current map, as a guard does. [`Window::is_current`] returns `false` once
+    /// another map is current, and [`Window::refresh`] moves the window there.
     ///
     /// # Examples
     ///

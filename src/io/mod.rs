@@ -17,7 +17,8 @@
 //! system call was given. After a count of 0, `EAGAIN` and `EINTR` it marks nothing: these come
 //! before the kernel writes. A custom source, and a custom call with pointers
 //! ([`ptr_guard_mut`](VolatileSlice::ptr_guard_mut), [`vectored`](crate::vectored)), must follow
-//! the same rule.
+//! the same rule. The exception is `IoBuffer::read_packet_from`, for descriptors that count all
+//! bytes.
 //!
 //! A UDP socket needs a filter (`SO_ATTACH_FILTER`, socket(7)), which may accept everything. With a
 //! filter, the kernel verifies checksums before it copies. Without one, it writes a packet with a

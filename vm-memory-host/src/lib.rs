@@ -101,10 +101,13 @@
 //!
 //! # Windows
 //!
-//! Each region has a reservation of its own, with an inaccessible page on both sides. Its memory is
+//! Each region has addresses of its own, also if it is adjacent to another one in guest memory.
+//! Anonymous memory has an inaccessible page on both sides. Private memory without blocks is
 //! committed during the build. Blocks are committed by [`plug()`] and decommitted by [`unplug`], so
-//! a region with blocks counts against the commit limit only for those that are plugged. A
-//! hypervisor maps committed memory only: map a block after `plug`, and unmap it before `unplug`.
+//! a region with blocks counts against the commit limit only for those that are plugged.
+//!
+//! The library has not been tested with a hypervisor on Windows. Unmap a block from the guest
+//! before `unplug`, and map it after `plug`.
 //!
 //! - [`Backing::Anonymous`] is private memory of `VirtualAlloc`.
 //! - [`Backing::Hugetlb`] is large pages (`MEM_LARGE_PAGES`) of the one size that the system has.
@@ -115,11 +118,13 @@
 //! - [`Region::blocks`] needs anonymous memory, [`Unplugged::Protected`] and the [fault
 //!   handler](vm_memory::fault).
 //! - [`NumaPolicy`] is `Inherit` or `Preferred`, [`Lock`] is `No` or `Now`, and
-//!   [`TransparentHugePages`] is `Leave` or `Off`. The other values are errors of the build.
+//!   [`TransparentHugePages`] is `Leave` or `Off`. The other values are errors of the build. So are
+//!   `Lock::Now` with blocks, and `NumaPolicy::Preferred` for a file.
 //! - [`Region::mergeable`], [`Region::sealed`], [`Region::release_huge_pages`],
 //!   [`Region::require_name`], and [`Region::core_dump`] with `false` are errors of the build.
-//! - [`Region::name`], [`Region::forked`] and [`Region::reserve`] have no effect. The system has no
-//!   names and no forks, and it commits all memory that it grants.
+//! - [`Region::name`] and [`Region::forked`] have no effect: the system has no names and no forks.
+//!   [`Region::reserve`] has none for anonymous memory without blocks, which is always committed.
+//!   For other memory it is an error of the build.
 //! - [`discard()`] decommits anonymous memory and commits it again. It overwrites all other memory,
 //!   locked memory, and all memory of a process without the fault handler.
 //! - [`prefault()`] reads each page. Its threads do not move to the CPUs of a node.

@@ -258,8 +258,8 @@ fn prefault_of_all_pages_makes_them_resident() {
     assert!(reads_as(&memory, 0, PAGE, 7) && !is_dirty(&memory, 0));
 
     let builder = MemoryBuilder::new().region(Region::new(GuestAddress(0), 4 * MIB));
-    let cancelled = builder.prefault(NonZeroUsize::MIN, |_| ControlFlow::Continue(()));
-    assert_eq!(self::usage(&cancelled.build().unwrap()).resident, 4 * MIB);
+    let populated = builder.prefault(NonZeroUsize::MIN, |_| ControlFlow::Continue(()));
+    assert_eq!(self::usage(&populated.build().unwrap()).resident, 4 * MIB);
 }
 
 #[test]
@@ -328,7 +328,7 @@ fn build_of_file_that_does_not_fit_returns_error() {
 }
 
 #[test]
-fn build_of_what_windows_lacks_names_a_remedy() {
+fn build_of_unsupported_option_returns_conflict_with_remedy() {
     let region = || Region::new(GuestAddress(0), 4 * MIB);
     let block = NonZeroU64::new(BLOCK).unwrap();
     let private = Backing::private_file(test_support::temp_file_of_len(4 * MIB), 0);

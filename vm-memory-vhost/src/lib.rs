@@ -97,7 +97,7 @@ compile_error!("vm-memory-vhost: only Unix is supported, since vhost-user needs 
 //
 // ```text
 // message, table        IOTLB messages and their headers; the regions of a front end
-// iotlb, channel        the effect of messages on an IOTLB; the misses that it sends
+// iotlb, channel        the effect of messages on an IOTLB; the misses that a back end sends
 // log                   dirty logs that both sides map
 // ```
 mod channel;

@@ -122,10 +122,6 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// unspecified: a device must not report them. If the call fails, marks all pages of the call,
     /// except after `EAGAIN`.
     ///
-    /// Use it for sockets, pipes and TAP devices. For a file that is open with `O_DIRECT`, use
-    /// [`read_from_at`](Self::read_from_at). The storage writes whole blocks, and this method does
-    /// not mark the bytes after a short count.
-    ///
     /// # Examples
     ///
     /// A packet fills a small part of its buffer:

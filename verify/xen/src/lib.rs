@@ -10,9 +10,9 @@
 //!      └─ Real    the devices of a machine under Xen, with a domain that the test created
 //! ```
 //!
-//! Each scenario runs in both environments and must pass in both. The [`Double`](double::Double)
-//! also injects a fault at each call, and records which grants are still mapped and which requests
-//! were wrong.
+//! Each scenario runs in both environments, and must pass or report that it does not apply there.
+//! The [`Double`](double::Double) also injects a fault at each call, and records which grants are
+//! still mapped and which requests were wrong.
 //!
 //! ```text
 //! cargo test -p verify-xen --features xen

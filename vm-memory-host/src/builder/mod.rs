@@ -4,7 +4,8 @@
 //!
 //! 1. `files` creates or checks the file of each region. `check`, `needed` and `shared_bytes`
 //!    compare the request with the resources of the host. Nothing is mapped yet.
-//! 2. `map` maps runs of adjacent regions, one reservation per run, and applies their options.
+//! 2. `map` maps the regions and applies their options. On Linux, a run of adjacent regions is one
+//!    reservation.
 //! 3. Pages are populated and locked, and each mapping becomes a region of vm-memory.
 
 mod blocks;
@@ -49,9 +50,9 @@ type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
 /// mapped, except addresses that [`still_mapped`](crate::still_mapped) counts. Space that it has
 /// allocated for a [file](Region::sparse) stays allocated.
 ///
-/// Regions that are adjacent in guest memory are adjacent in this process, in one reservation with
-/// an inaccessible guard page on both sides. If a region can have huge pages, host addresses equal
-/// guest addresses modulo their size, so that KVM can map huge pages for the guest.
+/// On Linux, regions that are adjacent in guest memory are adjacent in this process, in one
+/// reservation with an inaccessible guard page on both sides. If a region can have huge pages, host
+/// addresses equal guest addresses modulo their size, so that KVM can map huge pages for the guest.
 /// [`HostMapping::host_address`] has the details.
 ///
 /// ```text

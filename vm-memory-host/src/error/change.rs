@@ -163,9 +163,9 @@ pub struct OtherProcess {
     pub region: Span,
 }
 
-/// An error of [`discard`](crate::discard()), [`plug`](crate::plug()), [`unplug`](crate::unplug()),
-/// [`unplug_all`](crate::unplug_all) or [`plug_state`](crate::plug_state), or the reason of a
-/// [`RefusedPage`].
+/// An error of [`discard`](crate::discard()), [`zero_range`](crate::zero_range()),
+/// [`plug`](crate::plug()), [`unplug`](crate::unplug()), [`unplug_all`](crate::unplug_all) or
+/// [`plug_state`](crate::plug_state), or the reason of a [`RefusedPage`].
 ///
 /// # Examples
 ///

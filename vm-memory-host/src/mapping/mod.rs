@@ -74,9 +74,10 @@ pub struct HostMapping {
     pub(crate) plugs: AtomicU64,
     /// The state of the pages, and the lock that orders changes of the mapping.
     ///
-    /// `discard`, `plug` and `unplug` write-lock it, which serialises them. `prefault` read-locks
-    /// it, so that blocks do not change meanwhile. Only [`lock_changes`](Self::lock_changes) and
-    /// [`hold_blocks`](Self::hold_blocks) lock it.
+    /// `discard`, `zero_range`, `plug` and `unplug` write-lock it, which serialises them.
+    /// `prefault`, `content`, and `residency` on Windows read-lock it, so none of these runs
+    /// meanwhile. Only [`lock_changes`](Self::lock_changes) and [`hold_blocks`](Self::hold_blocks)
+    /// lock it.
     pub(crate) changes: RwLock<PageState>,
 }
 
@@ -109,6 +110,9 @@ impl HostMapping {
     ///   without transparent huge pages. The exception is
     ///   [`TransparentHugePages::Off`](crate::TransparentHugePages::Off).
     /// - Otherwise it is the size of an ordinary page.
+    ///
+    /// On Windows, this does not hold for files: their address is a multiple of 64 KiB plus the
+    /// remainder of the offset.
     ///
     /// KVM can therefore map huge pages for the guest. For a file, its offset must also be equal to
     /// the guest address modulo that size. The builder chooses such an offset in a new memfd. For
@@ -145,7 +149,7 @@ impl HostMapping {
 
     /// Returns the file, and the offset in bytes at which the region begins in it.
     ///
-    /// Returns `None` for anonymous memory.
+    /// Returns `None` for anonymous memory, and for large pages of Windows.
     pub fn file(&self) -> Option<(&File, u64)> {
         let file = self.backing.file.as_ref();
         file.map(|(file, offset)| (file.as_ref(), *offset))
@@ -176,7 +180,7 @@ impl HostMapping {
     /// Returns the number of calls that have plugged unplugged blocks.
     pub(crate) fn plugs(&self) -> u64 {
         // Relaxed: a guest uses a block after its device has acknowledged the plug. That orders the
-        // plug before the guest's later requests, of which a device calls this function.
+        // plug before the guest's later requests, and a device calls this function for those.
         self.plugs.load(Ordering::Relaxed)
     }
 

@@ -10,7 +10,10 @@ use crate::mapping::{parts, span_of, HostMapped, HostMapping, Part};
 ///
 /// Use it for free page reporting (virtio 1.2, section 5.5.6.7), or for other memory that the guest
 /// no longer needs. A balloon lists single pages: use [`discard_pages`](crate::discard_pages) or
-/// [`Balloon`](crate::Balloon). The method depends on the backing:
+/// [`Balloon`](crate::Balloon).
+///
+/// On Linux, the method depends on the backing, as listed here. [Windows](crate#windows) has
+/// others.
 ///
 /// | backing | method | effect |
 /// |---|---|---|

@@ -1,5 +1,5 @@
 //! [`plug`], [`unplug`] and [`unplug_all`]: make blocks of a region accessible and inaccessible.
-//! [`plug_state`] tells which they are.
+//! [`plug_state`] returns their state.
 //!
 //! `PluggedBlocks` of vm-memory records which blocks accesses may reach. The order of steps keeps
 //! accesses from a block while its pages change:

@@ -1,8 +1,9 @@
 //! [`prefault`]: populates pages before the guest uses them.
 //!
-//! The memory is divided into steps of one `madvise(2)` each, in one queue for each set of NUMA
-//! nodes. Each thread begins with a different queue, and moves to the CPUs of its nodes. It takes
-//! the next step from an atomic counter, and reports to the callback under a mutex:
+//! The memory is divided into steps of at most 32 MiB, or one huge page if that is larger. There is
+//! one queue for each set of NUMA nodes. Each thread begins with a different queue, and moves to
+//! the CPUs of its nodes. It takes the next step from an atomic counter, and reports to the
+//! callback under a mutex:
 //!
 //! ```text
 //!   nodes {0}   │ 0 │ 1 │ 2 │ 3 │ …       thread 0, 2, …
@@ -47,10 +48,10 @@ pub struct Progress {
     pub total: u64,
 }
 
-/// The number of bytes that one system call populates.
+/// The number of bytes that a thread populates at a time.
 ///
-/// It is large enough to hide the cost of the call, and small enough for frequent callbacks. It is
-/// a multiple of all smaller sizes of huge pages. Larger pages are populated one at a time.
+/// It is large enough to hide the cost of a system call, and small enough for frequent callbacks.
+/// It is a multiple of all smaller sizes of huge pages. Larger pages are populated one at a time.
 const STEP: usize = 32 << 20;
 
 /// Populates all pages of guest memory with `threads` threads, one of them the caller's.
@@ -72,7 +73,7 @@ const STEP: usize = 32 << 20;
 /// step of 32 MiB, or of one huge page if that is larger. [`ControlFlow::Break`] cancels the
 /// prefault: other threads finish their current step, and populated pages stay.
 ///
-/// New threads handle no signals of the process, and only those that their own faults raise.
+/// New threads handle only the signals that their own faults raise.
 ///
 /// # Examples
 ///
@@ -124,7 +125,7 @@ where
     run(&mappings, threads, &mut progress, &host)
 }
 
-/// The range that one system call populates.
+/// The range that a thread populates at a time.
 #[derive(Clone, Copy)]
 pub(super) struct Step<'a> {
     /// The guest addresses of the region in its map.

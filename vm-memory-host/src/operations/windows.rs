@@ -97,7 +97,7 @@ pub(super) fn check_memory(
     Ok(())
 }
 
-/// Returns the error itself, which needs no other one.
+/// Returns the error unchanged: its number already names the cause.
 pub(super) fn cause_of(
     error: PrefaultError,
     _mappings: &[(Span, &HostMapping)],

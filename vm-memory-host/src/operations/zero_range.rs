@@ -17,7 +17,8 @@ use crate::mapping::{parts, to_u64, HostMapped, Part};
 /// are often smaller than the huge pages of the destination, which `discard` refuses.
 ///
 /// The pages are marked dirty. Zeroes that are written to a part of a page populate this page.
-/// Bytes in unplugged blocks stay as they are: a block reads as zeroes once it is plugged.
+/// In an unplugged block, whole pages are discarded, and parts of pages stay as they are. A block
+/// reads as zeroes once it is plugged.
 ///
 /// Returns the number of bytes freed, as `discard` does.
 ///
@@ -102,7 +103,7 @@ fn overwrite<R: HostMapped>(piece: &Part<'_, R>) -> Result<(), ChangeError> {
 }
 
 fn fill<R>(piece: &Part<'_, R>) -> io::Result<()> {
-    // Held while the zeroes are written, so no block is unplugged meanwhile.
+    // Held while the zeroes are written, so no block is unplugged during the write.
     let changes = piece.mapping.lock_changes()?;
     let Some(blocks) = changes.plugged_blocks() else {
         return changes.mapped().fill_zeroes(piece.offset, piece.len);

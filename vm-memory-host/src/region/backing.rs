@@ -88,7 +88,8 @@ pub enum Backing {
     /// [`shared_file`](Self::shared_file) and [`private_file`](Self::private_file) create it.
     /// Regions that share one `Arc` are described with one descriptor.
     File {
-        /// The file, open for reading; a shared file must also be open for writing.
+        /// The file, open for reading. A shared file must also be open for writing, unless the
+        /// region is [read-only](crate::Region::read_only).
         file: Arc<File>,
         /// The offset in bytes at which the region begins in the file.
         offset: u64,
@@ -100,7 +101,8 @@ pub enum Backing {
 impl Backing {
     /// Creates a shared backing: writes reach the file and every process that maps it.
     ///
-    /// The region begins at byte `offset` of `file`, which must be open for reading and writing.
+    /// The region begins at byte `offset` of `file`, which must be open for reading. It must also
+    /// be open for writing, unless the region is [read-only](crate::Region::read_only).
     ///
     /// # Examples
     ///

@@ -23,7 +23,7 @@ const PACKAGES: &[&str] = &["vm-memory", "vm-memory-host"];
 /// The features that do not exist on Windows. The first one is a default.
 const NOT_ON_WINDOWS: &[&str] = &["rawfd"];
 
-/// The tests that CI runs, beside those of the units: what differs between systems.
+/// The tests that CI runs: those of the units, and those of what differs between systems.
 const CI_TESTS: &[&str] = &[
     "--lib",
     "--test=exceptions",

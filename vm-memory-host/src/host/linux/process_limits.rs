@@ -42,7 +42,9 @@ pub(crate) fn remedy(
     met.flatten().unwrap_or_else(|| otherwise.to_owned())
 }
 
-/// The limits of a process and its usage, in bytes. `None` is unlimited or unknown.
+/// The usage of a process and its limits, in bytes unless a field says otherwise.
+///
+/// `None` is unlimited or unknown.
 #[derive(Clone, Copy, Debug, Default)]
 struct ProcessLimits {
     address_space: (u64, Option<u64>),
