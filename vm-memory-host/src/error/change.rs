@@ -6,7 +6,7 @@ use std::io;
 use super::too_few_huge_pages;
 use crate::host::GroupLimit;
 use crate::region::Span;
-use crate::sys::{change_remedy, populate_remedy, SHORTAGES};
+use crate::sys::{plug_remedy, populate_remedy, SHORTAGES};
 
 /// An error of [`prefault`](crate::prefault()).
 ///
@@ -316,7 +316,7 @@ pub enum ChangeError {
     #[error(
         "region {region}: cannot {what} {len:#x} bytes at {start:#x}; \
         {done:#x} bytes were changed before{}",
-        change_remedy(.source)
+        remedy(.what, .source)
     )]
     System {
         /// The region.
@@ -399,6 +399,15 @@ impl PrefaultError {
 pub(super) fn is_shortage(error: &io::Error) -> bool {
     let number = error.raw_os_error();
     number.is_some_and(|number| SHORTAGES.contains(&number))
+}
+
+/// Returns a remedy for a refused operation, to append to a message.
+fn remedy(what: &str, source: &io::Error) -> &'static str {
+    // Other operations need no new pages, or fault for other reasons, such as a truncated file.
+    match what {
+        PLUG => plug_remedy(source),
+        _ => "",
+    }
 }
 
 /// The operation of a [`ChangeError::System`] that did not plug a block.

@@ -14,8 +14,20 @@ pub(crate) use linux::*;
 #[cfg(windows)]
 pub(crate) use windows::*;
 
+use std::io;
+
+use vm_memory::VolatileMemoryError;
+
 /// Converts a length.
 pub(crate) use vm_memory::arithmetic::to_u64;
+
+/// Returns the system's error of an access, with its number.
+fn system_error(error: VolatileMemoryError) -> io::Error {
+    match error {
+        VolatileMemoryError::IOError(error) => error,
+        error => io::Error::other(error),
+    }
+}
 
 /// Returns the size of a transparent huge page in bytes, whether or not the kernel supports them.
 ///

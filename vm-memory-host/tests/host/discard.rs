@@ -127,6 +127,22 @@ fn zero_range_over_unplugged_blocks_zeroes_the_others() {
 }
 
 #[test]
+fn zero_range_of_truncated_file_returns_number_of_fault() {
+    vm_memory::fault::install().unwrap();
+    let file = test_support::temp_file_of_len(HUGE);
+    let backing = Backing::shared_file(file.try_clone().unwrap(), 0);
+    let memory = build(Region::new(GuestAddress(START), HUGE).backing(backing)).unwrap();
+    file.set_len(PAGE).unwrap();
+    let error = zero_range(&memory, GuestAddress(START + PAGE + 1), 1).unwrap_err();
+    // Huge pages would not help.
+    assert!(!error.to_string().contains("huge pages"), "{error}");
+    let ChangeError::System { source, .. } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(source.raw_os_error(), Some(libc::EFAULT));
+}
+
+#[test]
 fn zero_range_with_hole_or_past_top_changes_nothing() {
     let memory = build(Region::new(GuestAddress(START), HUGE)).unwrap();
     fill(&memory, START, HUGE, 1);

@@ -12,6 +12,7 @@ use super::reservation::{
     abort_unless_mapped, arguments, unmap, Reservation, Source, TrialMapping,
 };
 use super::{check, page_size, READ_WRITE};
+use crate::sys::system_error;
 
 /// Memory that is mapped in a part of a reservation. Dropping it frees the memory.
 ///
@@ -337,7 +338,7 @@ impl Mapped {
         // that it is inside this mapping. It stays mapped while `self` is borrowed, which is longer
         // than `slice` lives. No Rust reference covers it (invariant of `Mapped`).
         let slice = unsafe { VolatileSlice::new(addr, len) };
-        slice.fill_with_byte(0).map_err(Error::other)
+        slice.fill_with_byte(0).map_err(system_error)
     }
 }
 

@@ -25,7 +25,7 @@ pub(crate) use files::{
 pub(crate) use mapped::{Advice, Mapped, NodePolicy};
 #[cfg(test)]
 pub(crate) use process::{in_child, in_child_without_main_thread};
-pub(crate) use remedies::{change_remedy, populate_remedy, SHORTAGES};
+pub(crate) use remedies::{plug_remedy, populate_remedy, SHORTAGES};
 pub(crate) use reservation::{
     populates_mappings, resident_of_file, still_mapped, Reserved, Source,
 };

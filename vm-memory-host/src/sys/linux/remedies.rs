@@ -5,8 +5,8 @@ use std::io;
 /// The system's errors for too few pages.
 pub(crate) const SHORTAGES: [i32; 4] = [libc::EFAULT, libc::ENOMEM, libc::ENOSPC, libc::EDQUOT];
 
-/// Returns a remedy for a refused change of guest memory, to append to a message.
-pub(crate) fn change_remedy(source: &io::Error) -> &'static str {
+/// Returns a remedy for blocks that cannot be plugged, to append to a message.
+pub(crate) fn plug_remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EFAULT) => "; add huge pages to the pool (nr_hugepages), or plug fewer blocks",
         _ => "",

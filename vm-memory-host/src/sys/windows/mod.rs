@@ -7,7 +7,7 @@ mod threads;
 
 pub(crate) use files::{file_identity, has_holes};
 pub(crate) use memory::{large_page_size, still_mapped, Mapped, Placement};
-pub(crate) use remedies::{change_remedy, populate_remedy, SHORTAGES};
+pub(crate) use remedies::{plug_remedy, populate_remedy, SHORTAGES};
 pub(crate) use threads::{run_on_threads, Cpus};
 
 /// An open file, in the signatures of this crate.

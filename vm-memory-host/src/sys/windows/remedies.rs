@@ -16,8 +16,8 @@ pub(crate) const SHORTAGES: [i32; 5] = [
     ERROR_WORKING_SET_QUOTA.cast_signed(),
 ];
 
-/// Returns a remedy for a refused change of guest memory, to append to a message.
-pub(crate) fn change_remedy(source: &io::Error) -> &'static str {
+/// Returns a remedy for blocks that cannot be plugged, to append to a message.
+pub(crate) fn plug_remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(number) if SHORTAGES.contains(&number) => {
             "; enlarge the page file, or plug fewer blocks"
