@@ -133,7 +133,8 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     ///
     /// 1. `raw_ptr` must point to a mapping of at least the region's size, with the region's
     ///    protection if that is stated. With [plugged blocks](Self::with_plugged_blocks), this must
-    ///    hold for each block while it is plugged.
+    ///    hold for each block while it is plugged. Its owner may make pages inaccessible at times:
+    ///    an access to them [faults](crate::fault).
     /// 2. The mapping must stay in place until the region and all slices of it are dropped. Its
     ///    [owner](Self::with_owner) may then unmap it.
     /// 3. While the region or a slice of it exists, no Rust reference may refer to any byte of the

@@ -69,10 +69,10 @@ impl<R> Deref for RegionList<R> {
     #[inline(always)]
     #[expect(clippy::disallowed_methods, reason = "the list is not guest memory")]
     fn deref(&self) -> &[Arc<R>] {
-        // SAFETY: `regions` is an empty constant (`default`), the slice of an `Arc<[Arc<R>]>`
-        // (`from_chunk`), or that of the vector in an `Arc<Chunks<R>>` (`from_chunks`). `owner` is
-        // that `Arc` or a clone, and the returned borrow keeps `self`. So the slice stays in place,
-        // and nothing changes it.
+        // SAFETY: an empty slice needs only an aligned pointer that is not null (`default`).
+        // Otherwise `regions` is the slice of an `Arc<[Arc<R>]>` (`from_chunk`), or that of the
+        // vector in an `Arc<Chunks<R>>` (`from_chunks`). `owner` is that `Arc` or a clone, and the
+        // returned borrow keeps `self`. So the slice stays in place, and nothing changes it.
         unsafe { self.regions.as_ref() }
     }
 }
@@ -94,7 +94,7 @@ impl<R> Clone for RegionList<R> {
 impl<R> Default for RegionList<R> {
     fn default() -> Self {
         Self {
-            regions: NonNull::from(&[]),
+            regions: NonNull::slice_from_raw_parts(NonNull::dangling(), 0),
             owner: Owner::None,
         }
     }

@@ -160,7 +160,9 @@ impl HostMapping {
         //    readable, and writable unless the options say read-only (invariant of `Mapped`). This
         //    does not hold for blocks that `protect` has made inaccessible. `plug` and `unplug`
         //    keep those unplugged in the region's record, which nothing else can change: only this
-        //    crate has the `PluggedBlocks` in `blocks`.
+        //    crate has the `PluggedBlocks` in `blocks`. On Windows, unplugged blocks are not
+        //    committed. There, `discard` also makes pages inaccessible while it runs, and after a
+        //    failure until the next one. The clause permits both.
         // 2. In place until the region and its slices are gone: the region keeps an `Arc` of
         //    `self`, which owns `mapped`. Only the drop of `mapped` unmaps it. While that `Arc`
         //    exists, nothing gets `&mut HostMapping`, so `mapped` cannot be moved out or replaced.

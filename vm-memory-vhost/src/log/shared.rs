@@ -37,7 +37,9 @@ const BLOCK: usize = 4096;
 /// On Linux, [`map`](Self::map) accepts only a memfd on tmpfs that no peer can truncate, because it
 /// has the seal `F_SEAL_SHRINK` of fcntl(2). Front ends send such a memfd. No file that the peer
 /// serves itself (FUSE) can have the seal. hugetlbfs is refused: on an access to a page for which
-/// it has no huge page, the kernel raises SIGBUS.
+/// it has no huge page, the kernel raises SIGBUS. It also does so for a missing page of a memfd if
+/// the commit limit is reached (`vm.overcommit_memory` = 2). Call
+/// [`fault::install`](vm_memory::fault::install) for this case.
 ///
 /// [`map_unsealed`](Self::map_unsealed) accepts any file:
 ///
