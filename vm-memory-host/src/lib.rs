@@ -132,9 +132,18 @@
 //! - `Arena`, `Description`, `FileLayout`, `describe`, `content`, `HostResources`,
 //!   `huge_page_pools`, `MemoryBuilder::host_resources` and `SECCOMP_FILTERS` do not exist.
 //!
-//! Between the two steps of a discard, the range is inaccessible. An access of this process through
-//! vm-memory returns an error then, and a vCPU stops with a memory access exit. If the system
-//! refuses to commit the range again, it stays inaccessible, and another discard tries again.
+//! A discard makes up to 2 MiB at a time inaccessible, and then accessible again. If the system
+//! refuses to commit these pages, they stay inaccessible until another discard of them succeeds. An
+//! access of this process through vm-memory returns an error then, with these exceptions:
+//!
+//! - Methods that cannot fail read zeroes, and a transfer stops early.
+//! - Pointers, references and atomic integers are not covered ([limits](vm_memory::fault#limits)):
+//!   the access ends the process. Pause a device that uses them during a discard.
+//! - A vCPU may exit or fail.
+//!
+//! The system does not truncate a local file that is mapped. The server of a network file may do
+//! so. An access past its new end returns an error only with the fault handler. Without it, the
+//! process ends.
 //!
 //! # System calls
 //!

@@ -3,6 +3,9 @@
 
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Barrier;
+use std::thread;
 
 use test_support::{skipped, MIB, PAGE_U64 as PAGE};
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
@@ -260,6 +263,30 @@ fn prefault_of_all_pages_makes_them_resident() {
     let builder = MemoryBuilder::new().region(Region::new(GuestAddress(0), 4 * MIB));
     let populated = builder.prefault(NonZeroUsize::MIN, |_| ControlFlow::Continue(()));
     assert_eq!(self::usage(&populated.build().unwrap()).resident, 4 * MIB);
+}
+
+#[test]
+fn prefault_beside_discard_returns_no_error() {
+    const SIZE: u64 = 32 * MIB;
+    let memory = build(Region::new(GuestAddress(0), SIZE)).unwrap();
+    let (is_started, is_done) = (Barrier::new(2), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            is_started.wait();
+            while !is_done.load(Ordering::Relaxed) {
+                discard(&memory, GuestAddress(0), SIZE).unwrap();
+                thread::yield_now();
+            }
+        });
+        is_started.wait();
+        let results: Vec<_> = (0..100)
+            .map(|_| prefault(&memory, NonZeroUsize::MIN, |_| ControlFlow::Continue(())))
+            .collect();
+        is_done.store(true, Ordering::Relaxed);
+        for result in results {
+            result.unwrap();
+        }
+    });
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::error::BuildError;
-use crate::region::{BackingKind, NumaPolicy, Region, Span};
+use crate::region::{NumaPolicy, Region, Span};
 
 /// Returns the end of a region, or `None` if it is not below 2^64.
 pub(super) fn end(region: &Region) -> Option<u64> {
@@ -45,26 +45,6 @@ pub(super) fn distinct_nodes(policy: &NumaPolicy, region: Span) -> Result<(), Bu
     match policy.nodes().iter().find(|node| !seen.insert(**node)) {
         Some(&node) => Err(BuildError::NodeTwice { region, node }),
         None => Ok(()),
-    }
-}
-
-/// Checks a file against the description that the region comes from, if there is one.
-pub(super) fn check_description(
-    region: &Region,
-    kind: BackingKind,
-    page_size: u64,
-) -> Result<(), BuildError> {
-    let found = (kind, page_size);
-    let show = |(kind, page_size): (BackingKind, u64)| {
-        format!("{kind} with pages of {page_size:#x} bytes")
-    };
-    match region.described {
-        Some(described) if described != found => Err(BuildError::NotAsDescribed {
-            region: region.span(),
-            described: show(described),
-            found: show(found),
-        }),
-        _ => Ok(()),
     }
 }
 

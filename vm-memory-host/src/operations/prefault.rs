@@ -277,11 +277,12 @@ fn in_turn<T>(items: &[T], number: usize) -> impl Iterator<Item = &T> {
 /// Populates the pages of a step that are plugged.
 fn populate(step: &Step<'_>) -> io::Result<()> {
     let mapping = step.mapping;
+    // Without this lock, a block that is unplugged at the same time would keep the new pages. On
+    // Windows, a discard makes pages inaccessible while it runs.
+    let _held = mapping.hold_blocks()?;
     let Some(blocks) = mapping.plugged_blocks() else {
         return populate_pages(mapping, step.offset, step.len);
     };
-    // Without this lock, a block that is unplugged at the same time would keep the new pages.
-    let _held = mapping.hold_blocks()?;
     let mut plugged = blocks.runs_in(step.offset, step.len);
     plugged.try_for_each(|(offset, len)| populate_pages(mapping, offset, len))
 }

@@ -9,7 +9,10 @@ use crate::error::{ChangeError, PrefaultError, PLUG};
 use crate::host::HostResources;
 use crate::mapping::{to_u64, Changes, HostMapped, HostMapping, Part};
 use crate::region::{BackingKind, Blocks, Lock, Span};
-use crate::sys::Cpus;
+use crate::sys::{Cpus, Mapped};
+
+/// The number of bytes that a discard makes inaccessible at a time.
+const DISCARD_STEP: usize = 2 << 20;
 
 /// Discards whole pages of a mapping, and returns the number of bytes freed.
 ///
@@ -18,15 +21,14 @@ use crate::sys::Cpus;
 pub(super) fn discard_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
     let changes = mapping.lock_changes()?;
     let memory = changes.mapped();
-    // Pages are inaccessible until they are committed again. Only the fault handler makes an access
-    // in the meantime harmless.
+    // Pages are inaccessible until they are committed again. With the fault handler, an access
+    // before that returns an error.
     let frees = mapping.kind() == BackingKind::Anonymous
         && mapping.options.lock == Lock::No
         && fault::is_installed();
     let discard = |(at, len)| {
         if frees {
-            memory.decommit(at, len)?;
-            memory.commit(at, len)
+            replace_pages(memory, at, len)
         } else {
             memory.fill_zeroes(at, len)
         }
@@ -35,6 +37,19 @@ pub(super) fn discard_part(mapping: &HostMapping, offset: usize, len: usize) -> 
         .into_iter()
         .try_for_each(discard)?;
     Ok(if frees { to_u64(len) } else { 0 })
+}
+
+/// Decommits a range and commits it again, in steps.
+///
+/// Each page is therefore inaccessible only during its step, and a failure leaves at most one step
+/// inaccessible.
+fn replace_pages(memory: &Mapped, offset: usize, len: usize) -> io::Result<()> {
+    (0..len).step_by(DISCARD_STEP).try_for_each(|done| {
+        let at = offset.saturating_add(done);
+        let len = len.saturating_sub(done).min(DISCARD_STEP);
+        memory.decommit(at, len)?;
+        memory.commit(at, len)
+    })
 }
 
 /// Returns the committed parts of a range, as offset and length.
@@ -50,7 +65,7 @@ pub(super) fn close_all(_mapping: &HostMapping, _blocks: &Blocks) -> io::Result<
     Ok(())
 }
 
-/// Makes unplugged blocks accessible, as zeroes.
+/// Makes blocks accessible. Pages that were committed keep their bytes, and others are zeroes.
 pub(super) fn prepare(
     mapping: &Changes<'_>,
     _blocks: &Blocks,
@@ -60,7 +75,16 @@ pub(super) fn prepare(
     mapping.mapped().commit(offset, len)
 }
 
-pub(super) use prepare as prepare_empty;
+/// Frees pages of an earlier plug, whose decommit may have failed, and then prepares the blocks.
+pub(super) fn prepare_empty(
+    mapping: &Changes<'_>,
+    blocks: &Blocks,
+    offset: usize,
+    len: usize,
+) -> io::Result<()> {
+    withdraw(mapping, blocks, offset, len)?;
+    prepare(mapping, blocks, offset, len)
+}
 
 /// Makes blocks inaccessible, and returns their memory to the system.
 pub(super) fn withdraw(
@@ -86,7 +110,11 @@ pub(super) fn not_plugged<R: HostMapped>(part: &Part<'_, R>, source: io::Error) 
 
 /// Populates the pages of a range that is accessible.
 pub(super) fn populate_pages(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
-    mapping.mapped().populate(offset, len)
+    match mapping.kind() {
+        // Large pages are always in memory.
+        BackingKind::Hugetlb => Ok(()),
+        _ => mapping.mapped().populate(offset, len),
+    }
 }
 
 /// Checks nothing: the memory is committed, so there is a place for each page.
@@ -153,4 +181,36 @@ fn usage(mapping: &HostMapping) -> io::Result<Residency> {
 /// Returns a remedy if the usage of memory cannot be read.
 pub(super) fn unknown_usage(_source: &io::Error) -> &'static str {
     "check that this process may query its working set"
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU64;
+
+    use vm_memory::{fault, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+    use crate::{plug, provisioned, MemoryBuilder, Region, Unplugged};
+
+    #[test]
+    fn plug_after_refused_decommit_reads_as_zeroes() {
+        const BLOCK: usize = 1 << 20;
+        const LEN: u64 = 1 << 20;
+        fault::install().unwrap();
+        let size = NonZeroU64::new(LEN).unwrap();
+        let region = Region::new(GuestAddress(0), LEN).blocks(size, Unplugged::Protected);
+        let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build().unwrap();
+        plug(&memory, GuestAddress(0), LEN).unwrap();
+        memory.write_slice(&[7; BLOCK], GuestAddress(0)).unwrap();
+
+        // An unplug whose decommit is refused changes only the record.
+        let mapping = provisioned(memory.iter().next().unwrap()).unwrap();
+        let (_, record) = mapping.blocks.as_ref().unwrap();
+        record.unplug(0, BLOCK).unwrap();
+        assert!(memory.read_obj::<u8>(GuestAddress(0)).is_err());
+
+        assert_eq!(plug(&memory, GuestAddress(0), LEN).unwrap(), LEN);
+        let mut bytes = [1; BLOCK];
+        memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 0));
+    }
 }

@@ -110,6 +110,7 @@ pub struct Region {
     /// Initially plugged ranges, as offset and length.
     pub(crate) plugged: Vec<(u64, u64)>,
     /// The kind and page size of the file, if the region comes from a description.
+    #[cfg_attr(windows, expect(dead_code, reason = "Windows has no descriptions"))]
     pub(crate) described: Option<(BackingKind, u64)>,
 }
 

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
-use crate::builder::check::{check_alignment, check_description};
+use crate::builder::check::check_alignment;
 use crate::error::BuildError;
 use crate::host::HostResources;
 use crate::mapping::{FileIdentity, OpenedBacking};
@@ -140,6 +140,22 @@ fn create_memfd(
         present: 0,
         allocated: false,
     })
+}
+
+/// Checks a file against the description that the region comes from, if there is one.
+fn check_description(region: &Region, kind: BackingKind, page_size: u64) -> Result<(), BuildError> {
+    let found = (kind, page_size);
+    let show = |(kind, page_size): (BackingKind, u64)| {
+        format!("{kind} with pages of {page_size:#x} bytes")
+    };
+    match region.described {
+        Some(described) if described != found => Err(BuildError::NotAsDescribed {
+            region: region.span(),
+            described: show(described),
+            found: show(found),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Checks the file of a region.

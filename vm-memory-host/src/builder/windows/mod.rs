@@ -13,7 +13,7 @@ use windows_sys::Win32::Foundation::{
 };
 
 use super::blocks::{initial_blocks, new_blocks};
-use super::check::{check_alignment, check_description, sort};
+use super::check::{check_alignment, sort};
 use super::{shared_bytes, MemoryBuilder};
 use crate::error::BuildError;
 use crate::host::HostResources;
@@ -83,7 +83,6 @@ fn open(region: &Region) -> Result<OpenedBacking, BuildError> {
 fn open_file(region: &Region, file: &Arc<File>, offset: u64) -> Result<OpenedBacking, BuildError> {
     let span = region.span();
     let page_size = sys::page_size_u64();
-    check_description(region, BackingKind::File, page_size)?;
     if !offset.is_multiple_of(page_size) {
         return Err(BuildError::Misaligned {
             region: span,
@@ -120,7 +119,7 @@ fn open_file(region: &Region, file: &Arc<File>, offset: u64) -> Result<OpenedBac
         kind: BackingKind::File,
         file: Some((Arc::clone(file), offset)),
         sharing: Sharing::Shared,
-        identity: Some(identity),
+        identity,
         page_size,
     })
 }
@@ -213,7 +212,8 @@ fn advice(kind: BackingKind, source: &io::Error) -> &'static str {
         (_, Some(COMMIT)) => {
             "enlarge the page file, use less memory, or commit it in parts (Region::blocks)"
         }
-        _ => "use less memory or another file",
+        (BackingKind::File, _) => "use another file or a smaller region",
+        _ => "use less memory",
     }
 }
 

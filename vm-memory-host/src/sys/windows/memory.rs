@@ -20,7 +20,7 @@ use windows_sys::Win32::System::ProcessStatus::{
 use windows_sys::Win32::System::Threading::GetCurrentProcess;
 
 use super::page_size;
-use crate::sys::{page_size_u64, to_u64};
+use crate::sys::{page_size_u64, system_error, to_u64};
 
 /// The memory of one region. Dropping it releases the memory.
 ///
@@ -30,7 +30,8 @@ use crate::sys::{page_size_u64, to_u64};
 /// - It begins and ends at page boundaries.
 /// - It is readable, and writable if `writable` is set, except where memory of a
 ///   [`Reservation`] is not committed.
-/// - No Rust reference ever covers it.
+/// - No Rust reference ever covers it, except to atomic integers. A user of one
+///   (`GuestMemory::get_atomic_ref`) ensures that its page is accessible.
 #[derive(Debug)]
 pub(crate) struct Mapped {
     memory: Memory,
@@ -58,6 +59,8 @@ enum Memory {
 struct Reservation {
     base: *mut u8,
     offset: usize,
+    /// The length of all addresses.
+    len: usize,
 }
 
 /// The requested place of a [`Mapped`].
@@ -80,10 +83,10 @@ pub(crate) struct WorkingSet {
     pub(crate) locked: u64,
 }
 
-/// The bytes of dropped regions that the system has refused to release.
+/// The bytes of dropped private memory that the system has refused to release.
 static STILL_MAPPED: AtomicU64 = AtomicU64::new(0);
 
-/// Returns the number of bytes of dropped regions that the system has refused to release.
+/// Returns the number of bytes of dropped private memory that the system has refused to release.
 pub(crate) fn still_mapped() -> u64 {
     // Relaxed: the counter protects no other memory.
     STILL_MAPPED.load(Ordering::Relaxed)
@@ -122,7 +125,7 @@ impl Reservation {
             return Err(Error::last_os_error());
         }
         let (base, offset) = (base.cast(), 0);
-        Ok(Self { base, offset })
+        Ok(Self { base, offset, len })
     }
 
     fn addr(&self) -> *mut u8 {
@@ -137,6 +140,8 @@ impl Drop for Reservation {
         // region over it would keep its owner.
         if unsafe { VirtualFree(self.base.cast(), 0, MEM_RELEASE) } == 0 {
             log_warning!("cannot release memory: {}", Error::last_os_error());
+            // Relaxed: see `still_mapped`.
+            STILL_MAPPED.fetch_add(to_u64(self.len), Ordering::Relaxed);
         }
     }
 }
@@ -261,7 +266,8 @@ impl Mapped {
         // SAFETY: `private_part` has checked that the range is not empty and inside the addresses
         // that this object has reserved, which stay reserved. An access raises an access violation:
         // the contract of `VolatileSlice::with_bitmap` allows a protection that refuses accesses.
-        // No Rust reference covers the range (invariant of `Mapped`).
+        // No Rust reference covers the range, except those to atomic integers, whose users exclude
+        // an inaccessible page (invariant of `Mapped`).
         check(unsafe { VirtualFree(addr.cast(), len, MEM_DECOMMIT) })
     }
 
@@ -289,7 +295,7 @@ impl Mapped {
         (0..len)
             .step_by(page_size())
             .try_for_each(|at| slice.read_obj::<u8>(at).map(drop))
-            .map_err(Error::other)
+            .map_err(system_error)
     }
 
     /// Writes zeroes to a committed range.
@@ -298,7 +304,7 @@ impl Mapped {
             return Err(Error::from_raw_os_error(ERROR_ACCESS_DENIED.cast_signed()));
         }
         let slice = self.slice(offset, len)?;
-        slice.fill_with_byte(0).map_err(Error::other)
+        slice.fill_with_byte(0).map_err(system_error)
     }
 
     /// Returns the pages of a range that are in the working set of this process.
@@ -361,5 +367,21 @@ fn check(succeeded: i32) -> Result<()> {
     match succeeded {
         0 => Err(Error::last_os_error()),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::null_mut;
+
+    use super::*;
+
+    #[test]
+    fn drop_of_reservation_that_the_system_keeps_is_counted() {
+        let (base, offset, len) = (null_mut(), 0, 0x3000);
+        let before = still_mapped();
+        // The system refuses to release this address, which changes nothing.
+        drop(Reservation { base, offset, len });
+        assert_eq!(still_mapped().checked_sub(before), Some(0x3000));
     }
 }
