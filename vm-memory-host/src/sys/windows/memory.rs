@@ -42,6 +42,8 @@ pub(crate) struct Mapped {
 #[derive(Debug)]
 enum Memory {
     Private(Reservation),
+    /// Large pages, which are never decommitted: a part of them could not be committed again.
+    Large(Reservation),
     /// A view of a file, which vm-memory has mapped.
     View(MmapRegion<()>),
 }
@@ -183,7 +185,7 @@ impl Mapped {
         // The system accepts large pages only if they are reserved and committed together.
         let how = MEM_RESERVE | MEM_COMMIT | MEM_LARGE_PAGES;
         Ok(Self {
-            memory: Memory::Private(Reservation::new(len, how, PAGE_READWRITE, node)?),
+            memory: Memory::Large(Reservation::new(len, how, PAGE_READWRITE, node)?),
             len,
             writable: true,
         })
@@ -210,7 +212,7 @@ impl Mapped {
     /// Returns a pointer to the first byte.
     pub(crate) fn addr(&self) -> *mut u8 {
         match &self.memory {
-            Memory::Private(reservation) => reservation.addr(),
+            Memory::Private(reservation) | Memory::Large(reservation) => reservation.addr(),
             Memory::View(view) => view.as_ptr(),
         }
     }
@@ -237,7 +239,9 @@ impl Mapped {
         Ok(self.addr().wrapping_add(offset))
     }
 
-    /// Returns the same for whole pages of private memory, of which there is at least one.
+    /// Returns the same for whole pages of private memory that is committed in parts.
+    ///
+    /// There is at least one page.
     fn private_part(&self, offset: usize, len: usize) -> Result<*mut u8> {
         let page = page_size();
         let is_whole = offset.is_multiple_of(page) && len.is_multiple_of(page) && len != 0;
@@ -375,6 +379,23 @@ mod tests {
     use std::ptr::null_mut;
 
     use super::*;
+
+    #[test]
+    fn decommit_of_large_pages_returns_error_and_keeps_bytes() {
+        let len = 2 * page_size();
+        // Ordinary pages: most machines have no large ones.
+        let how = MEM_RESERVE | MEM_COMMIT;
+        let reservation = Reservation::new(len, how, PAGE_READWRITE, None).unwrap();
+        let large = Mapped {
+            memory: Memory::Large(reservation),
+            len,
+            writable: true,
+        };
+        let slice = large.slice(0, len).unwrap();
+        slice.write_obj(7u8, 0).unwrap();
+        assert!(large.decommit(0, len).is_err() && large.commit(0, len).is_err());
+        assert_eq!(slice.read_obj::<u8>(0).unwrap(), 7);
+    }
 
     #[test]
     fn drop_of_reservation_that_the_system_keeps_is_counted() {
