@@ -97,8 +97,9 @@ pub(super) fn b14(case: &Case<'_>) -> Option<Then> {
         .then_some(Then::Sync)
 }
 
-/// Returns whether only the reference makes a call for 0 bytes, which fails: the descriptor is open
-/// for the other direction, its peer is closed, or its device is full.
+/// Returns whether only the reference makes a call for 0 bytes, which fails.
+///
+/// The descriptor is open for the other direction, its peer is closed, or its device is full.
 fn is_error_for_no_bytes(case: &Case<'_>) -> bool {
     let may_have_no_bytes = match case.op {
         // A region and a slice transfer only the bytes up to their end.
