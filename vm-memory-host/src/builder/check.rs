@@ -5,6 +5,9 @@ use std::collections::BTreeSet;
 use crate::error::BuildError;
 use crate::region::{NumaPolicy, Region, Span};
 
+/// The largest length of a file in bytes: the maximum of the signed `off_t`, and of Windows.
+pub(crate) const MAX_FILE_LENGTH: u64 = u64::MAX >> 1;
+
 /// Returns the end of a region, or `None` if it is not below 2^64.
 pub(super) fn end(region: &Region) -> Option<u64> {
     region.start.0.checked_add(region.size)
@@ -50,16 +53,35 @@ pub(super) fn distinct_nodes(policy: &NumaPolicy, region: Span) -> Result<(), Bu
 
 /// Checks that guest address and size are multiples of the page size.
 pub(super) fn check_alignment(region: &Region, page_size: u64) -> Result<(), BuildError> {
-    for (what, value) in [("size", region.size), ("guest address", region.start.0)] {
-        if !value.is_multiple_of(page_size) {
-            return Err(BuildError::Misaligned {
-                region: region.span(),
-                what,
-                value,
-                unit: "page",
-                unit_size: page_size,
-            });
-        }
+    check_multiple(region, "size", region.size, page_size)?;
+    check_multiple(region, "guest address", region.start.0, page_size)
+}
+
+/// Checks that `value` is a multiple of the page size. `what` names it in the error.
+pub(super) fn check_multiple(
+    region: &Region,
+    what: &'static str,
+    value: u64,
+    page_size: u64,
+) -> Result<(), BuildError> {
+    if value.is_multiple_of(page_size) {
+        return Ok(());
     }
-    Ok(())
+    Err(BuildError::Misaligned {
+        region: region.span(),
+        what,
+        value,
+        unit: "page",
+        unit_size: page_size,
+    })
+}
+
+/// Returns the end of a region that begins at `offset` in a file.
+pub(super) fn end_in_file(region: &Region, offset: u64) -> Result<u64, BuildError> {
+    let end = offset.checked_add(region.size);
+    end.filter(|end| *end <= MAX_FILE_LENGTH)
+        .ok_or(BuildError::FileOffset {
+            region: region.span(),
+            offset,
+        })
 }

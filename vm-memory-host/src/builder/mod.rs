@@ -16,11 +16,13 @@ mod shared_bytes;
 #[cfg(windows)]
 mod windows;
 
+#[cfg(target_os = "linux")]
+pub(crate) use check::MAX_FILE_LENGTH;
 /// The steps of a build on this system.
 #[cfg(target_os = "linux")]
 use linux as system;
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{check_layout, ReceivedFiles, MAX_FILE_LENGTH};
+pub(crate) use linux::{check_layout, ReceivedFiles};
 #[cfg(windows)]
 use windows as system;
 

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
-use crate::builder::check::check_alignment;
+use crate::builder::check::{check_alignment, check_multiple, end_in_file};
 use crate::error::BuildError;
 use crate::host::HostResources;
 use crate::mapping::{FileIdentity, OpenedBacking};
@@ -75,9 +75,6 @@ pub(super) fn open(region: &Region, host: &HostResources) -> Result<OpenedBackin
     Ok(opened)
 }
 
-/// The largest length of a file in bytes: the maximum of the signed `off_t`.
-pub(crate) const MAX_FILE_LENGTH: u64 = u64::MAX >> 1;
-
 /// Returns the size of the transparent huge pages that a region of ordinary pages can have.
 ///
 /// Does not depend on the settings of the host: they can change later, and a jail can hide them.
@@ -97,13 +94,7 @@ fn create_memfd(
     offset: u64,
 ) -> Result<OpenedBacking, BuildError> {
     let name = region.options.name.as_deref().unwrap_or("guest-ram");
-    let len = offset
-        .checked_add(region.size)
-        .filter(|len| *len <= MAX_FILE_LENGTH)
-        .ok_or(BuildError::FileOffset {
-            region: region.span(),
-            offset,
-        })?;
+    let len = end_in_file(region, offset)?;
     let refused = |source: io::Error| {
         let error = source.raw_os_error();
         if let (Some(page_size), Some(libc::ENODEV | libc::ENOSYS)) = (huge, error) {
@@ -241,23 +232,8 @@ fn check_length(
     metadata: &Metadata,
     refused: impl Fn(io::Error) -> BuildError,
 ) -> Result<(), BuildError> {
-    let span = region.span();
-    if !offset.is_multiple_of(page_size) {
-        return Err(BuildError::Misaligned {
-            region: span,
-            what: "file offset",
-            value: offset,
-            unit: "page",
-            unit_size: page_size,
-        });
-    }
-    let needed = offset
-        .checked_add(region.size)
-        .filter(|end| *end <= MAX_FILE_LENGTH);
-    let needed = needed.ok_or(BuildError::FileOffset {
-        region: span,
-        offset,
-    })?;
+    check_multiple(region, "file offset", offset, page_size)?;
+    let needed = end_in_file(region, offset)?;
     let file_type = metadata.file_type();
     // A character device has no length; its driver refuses what it cannot map.
     let length = match (file_type.is_file(), file_type.is_block_device()) {
@@ -267,7 +243,7 @@ fn check_length(
     };
     match length {
         Some(length) if length < needed => Err(BuildError::FileTooShort {
-            region: span,
+            region: region.span(),
             needed,
             length,
         }),

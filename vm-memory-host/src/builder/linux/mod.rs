@@ -7,7 +7,6 @@ mod needed;
 mod received_files;
 
 pub(crate) use check::layout as check_layout;
-pub(crate) use files::MAX_FILE_LENGTH;
 pub(crate) use received_files::ReceivedFiles;
 pub(super) use received_files::Requested;
 

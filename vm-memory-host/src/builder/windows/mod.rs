@@ -13,7 +13,7 @@ use windows_sys::Win32::Foundation::{
 };
 
 use super::blocks::{initial_blocks, new_blocks};
-use super::check::{check_alignment, sort};
+use super::check::{check_alignment, check_multiple, end_in_file, sort};
 use super::{shared_bytes, MemoryBuilder};
 use crate::error::BuildError;
 use crate::host::HostResources;
@@ -83,21 +83,8 @@ fn open(region: &Region) -> Result<OpenedBacking, BuildError> {
 fn open_file(region: &Region, file: &Arc<File>, offset: u64) -> Result<OpenedBacking, BuildError> {
     let span = region.span();
     let page_size = sys::page_size_u64();
-    if !offset.is_multiple_of(page_size) {
-        return Err(BuildError::Misaligned {
-            region: span,
-            what: "file offset",
-            value: offset,
-            unit: "page",
-            unit_size: page_size,
-        });
-    }
-    let too_large = BuildError::FileOffset {
-        region: span,
-        offset,
-    };
-    let end = offset.checked_add(region.size);
-    let needed = end.filter(|end| *end <= u64::MAX >> 1).ok_or(too_large)?;
+    check_multiple(region, "file offset", offset, page_size)?;
+    let needed = end_in_file(region, offset)?;
     let refused = |source| BuildError::system(span, "examine its file", source, "pass a file");
     let metadata = file.metadata().map_err(refused)?;
     if metadata.len() < needed {
