@@ -139,10 +139,7 @@ pub(super) static SUITES: &[Suite] = &[
             variables: &[("QEMU_LD_PREFIX", "/usr/riscv64-linux-gnu")],
         },
         ci: &[Step::Tests(LIBRARY, UNITS), HOST_TYPES],
-        all: &[
-            Step::Tests(LIBRARIES, &[]),
-            Step::Tests(&["vm-memory-host"], &["--lib"]),
-        ],
+        all: &[Step::Tests(LIBRARIES, &[]), HOST_TYPES],
     },
     Suite {
         name: "s390x",
@@ -167,10 +164,7 @@ pub(super) static SUITES: &[Suite] = &[
             Step::Tests(&["vm-memory", "vm-memory-vhost"], UNITS),
             HOST_TYPES,
         ],
-        all: &[
-            Step::Tests(LIBRARIES, &[]),
-            Step::Tests(&["vm-memory-host"], &["--lib"]),
-        ],
+        all: &[Step::Tests(LIBRARIES, &[]), HOST_TYPES],
     },
     Suite {
         name: "ppc64le",
