@@ -1,4 +1,5 @@
 //! The virtual machine reports the failure of a guest, its dirty pages, and those of removed slots.
+//! KVM stops a vCPU at memory that is not accessible.
 #![cfg(target_arch = "x86_64")]
 
 use std::sync::{Arc, Mutex};
@@ -6,12 +7,13 @@ use std::time::Duration;
 
 use e2e::memory::pluggable;
 use e2e::vcpu::{logged, PROGRAM};
-use microvm::bus::Bus;
+use microvm::bus::{Bus, MmioDevice};
 use microvm::kvm::{Entry, Stopped, Vm};
-use microvm::memory::{build, pages, Backing, GuestRam, HIGH_START};
+use microvm::memory::{build, build_with_bitmaps, pages, Backing, GuestRam, HIGH_START};
 use microvm::serial;
 use test_support::{error_chain, skipped};
 use vm_memory::{Bytes, GuestAddress};
+use vm_memory_host::{plug, unplug, MemoryBuilder, Region, Unplugged};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -121,4 +123,71 @@ fn memory_past_the_physical_address_space_is_refused() {
     let one = Arc::new(pluggable(1 << 52, 2 << 20, block, &Backing::Anonymous).unwrap());
     let error = error_chain(&vm.slots().add(&one).unwrap_err());
     assert!(error.contains("physical address space"), "{error}");
+}
+
+/// The addresses of MMIO exits, relative to a region.
+#[derive(Default)]
+struct Exits(Vec<u64>);
+
+impl MmioDevice for Exits {
+    fn read(&mut self, offset: u64, _: &mut [u8]) {
+        self.0.push(offset);
+    }
+
+    fn write(&mut self, offset: u64, _: &[u8]) {
+        self.0.push(offset);
+    }
+}
+
+#[test]
+fn vcpu_access_to_protected_block_ends_as_documented() {
+    let test = "vcpu_access_to_protected_block_ends_as_documented";
+    const START: u64 = 1 << 33;
+    const BLOCK: u64 = 2 << 20;
+    let accesses: [&[u8]; 4] = [
+        &[0x48, 0x8b, 0x86, 0, 0, 0x20, 0],       // mov rax, [rsi + BLOCK]
+        &[0x48, 0x89, 0xbe, 0, 0, 0x20, 0],       // mov [rsi + BLOCK], rdi
+        &[0xf0, 0x48, 0x01, 0xbe, 0, 0, 0x20, 0], // lock add [rsi + BLOCK], rdi
+        &[0x48, 0x8d, 0x86, 0, 0, 0x20, 0, 0xff, 0xe0], // lea rax, [rsi + BLOCK]; jmp rax
+    ];
+    vm_memory::fault::install().unwrap();
+    for (number, was_used) in (0..8).map(|n| (n / 2, n % 2 == 1)) {
+        // mov [rsi], rdi; the access; mov edx, 0xf4; xor eax, eax; out dx, al
+        let store = [0x48, 0x89, 0x3e];
+        let exit = [0xba, 0xf4, 0, 0, 0, 0x31, 0xc0, 0xee];
+        let program = [&store, accesses[number], &exit].concat();
+        let Some((vm, _ram)) = vm(test, &program) else {
+            return;
+        };
+        let region = Region::new(GuestAddress(START), 2 * BLOCK);
+        let block = std::num::NonZeroU64::new(BLOCK).unwrap();
+        let region = region.blocks(block, Unplugged::Protected);
+        let one = Arc::new(build_with_bitmaps(MemoryBuilder::new().region(region)).unwrap());
+        let second = GuestAddress(START + BLOCK);
+        plug(&*one, GuestAddress(START), BLOCK).unwrap();
+        vm.slots().add(&one).unwrap();
+        if was_used {
+            plug(&*one, second, BLOCK).unwrap();
+            one.write_obj(7u64, second).unwrap();
+            unplug(&*one, second, BLOCK).unwrap();
+        }
+        let (exits, mut bus) = (Arc::new(Mutex::new(Exits::default())), bus());
+        bus.map(START..START + 2 * BLOCK, exits.clone());
+        let Stopped { bus, failure, .. } = vm.run(bus, Some(120 * SECOND)).unwrap();
+        let exits = std::mem::take(&mut exits.lock().unwrap().0);
+        // The plugged block is accessible.
+        let first = one.read_obj::<u64>(GuestAddress(START)).unwrap();
+        assert_eq!(first, HIGH_START);
+        let what = format!("access {number}, {failure:?}, {exits:x?}");
+        assert!(exits.iter().all(|at| *at == BLOCK), "{what}");
+        match failure {
+            Some(why) => assert!(
+                why.contains("KVM_RUN: Bad address") || why.contains("InternalError"),
+                "{what}"
+            ),
+            None => assert!(bus.ended == Some(0) && !exits.is_empty(), "{what}"),
+        }
+        plug(&*one, second, BLOCK).unwrap();
+        assert_eq!(one.read_obj::<u64>(second).unwrap(), 0, "{what}");
+    }
 }

@@ -26,9 +26,9 @@ use crate::sys::{self, to_u64, ReservedArena};
 ///   host  ▒ ├ ░░░ ├─ file 1 ─┤ ░░░░░░ ├─ file 2 ─┤ ░░░░ ┤ ▒      ▒ guard, ░ PROT_NONE
 /// ```
 ///
-/// `KVM_RUN` fails with `EFAULT` or returns an MMIO exit where no file is mapped, as for
-/// [protected blocks](crate::Unplugged::Protected). The same applies to a page past the end of a
-/// file. Another process may truncate a file that is not sealed.
+/// Where no file is mapped, an access of a vCPU ends like one to a
+/// [protected block](crate::Unplugged::Protected): with an error or an MMIO exit. The same applies
+/// to a page past the end of a file. Another process may truncate a file that is not sealed.
 ///
 /// The arena is not a region of guest memory: the accesses of vm-memory do not reach it. A device
 /// that receives an address in the window as a buffer gets an error.

@@ -68,10 +68,11 @@ pub enum Unplugged {
     Mapped,
     /// Unplugged blocks are inaccessible (`PROT_NONE`).
     ///
-    /// For a vCPU that touches one, `KVM_RUN` fails with `EFAULT`, or returns `KVM_EXIT_MMIO` with
-    /// an address of the block. KVM does the latter when it emulates the instruction. Which of the
-    /// two happens depends on the instruction, the processor and the kernel: handle both. An MMIO
-    /// exit at an address of RAM is an error of the guest, not an access to a device.
+    /// For a vCPU that touches one, `KVM_RUN` fails with `EFAULT`, or KVM emulates the
+    /// instruction. It then returns `KVM_EXIT_MMIO` with an address of the block, or
+    /// `KVM_EXIT_INTERNAL_ERROR` if it cannot emulate the instruction. Which of these happens
+    /// depends on the instruction, the processor and the kernel: handle all of them. An MMIO exit
+    /// at an address of RAM is an error of the guest, not an access to a device.
     ///
     /// Each boundary between plugged and unplugged blocks costs a VMA. The number of protected
     /// blocks of a process is therefore limited to half of `vm.max_map_count` (65530 by default).
@@ -230,8 +231,8 @@ impl Region {
     /// The backing must be a file that has the bytes, and that need not be open for writing.
     /// Accesses of this process that write return an error, and so does
     /// [`discard`](crate::discard()). For the guest, register the region's KVM slot with
-    /// `KVM_MEM_READONLY`: a write of a vCPU is then an MMIO exit. Without this flag, `KVM_RUN`
-    /// fails with `EFAULT`.
+    /// `KVM_MEM_READONLY`: a write of a vCPU is then an MMIO exit. Without this flag, the write
+    /// ends like an access to a [protected block](Unplugged::Protected).
     ///
     /// A flash that the guest can write receives such exits. Its device writes to the shared file,
     /// and the region has the new bytes at once. The device marks the region's bitmap itself.
