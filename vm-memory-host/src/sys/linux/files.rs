@@ -133,13 +133,13 @@ pub(crate) fn block_device_length(device: &File) -> Result<u64> {
 ///
 /// Its end is the next hole. On tmpfs, finding it takes time in proportion to the data before it.
 /// If there is no data, the result is empty and begins at `u64::MAX`. If the file system does not
-/// report holes, all of the file is data. Changes the position of the file.
+/// report data or holes, the rest of the file is data. Changes the position of the file.
 pub(crate) fn next_data(file: &File, from: u64) -> Range<u64> {
     let start = match rustix::fs::seek(file, SeekFrom::Data(from)) {
         Ok(start) => start,
         // There is no data up to the end of the file.
         Err(Errno::NXIO) => return u64::MAX..u64::MAX,
-        Err(_) => from,
+        Err(_) => return from..u64::MAX,
     };
     let end = rustix::fs::seek(file, SeekFrom::Hole(start));
     start..end.unwrap_or(u64::MAX)
@@ -219,6 +219,7 @@ mod tests {
 
     use super::*;
     use std::os::unix::fs::FileExt;
+    use test_support::{refuse_calls_with, skipped};
 
     #[test]
     fn next_data_of_sparse_file_is_the_range_with_bytes() {
@@ -236,6 +237,23 @@ mod tests {
             (u64::MAX - 1, none),
         ] {
             assert_eq!(next_data(&file, from), expected, "{from:#x}");
+        }
+    }
+
+    /// An empty result would make `content` continue with the next byte.
+    #[test]
+    fn next_data_without_seek_data_is_the_rest_of_the_file() {
+        let file = memfd(c"sparse", 3 * page_size_u64(), None).unwrap();
+        // `SEEK_HOLE` is 4, so the filter lets it pass.
+        let only_data = (2, libc::SEEK_DATA.unsigned_abs());
+        match refuse_calls_with(libc::SYS_lseek, only_data, libc::EIO, || {
+            next_data(&file, 5)
+        }) {
+            Ok(found) => assert_eq!(found, 5..u64::MAX),
+            Err(error) => skipped(
+                "next_data_without_seek_data_is_the_rest_of_the_file",
+                format!("no seccomp filters: {error}"),
+            ),
         }
     }
 
