@@ -9,11 +9,13 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::common::*;
-use test_support::{refuse_calls, skipped, temp_file};
+use rustix::fs::{fallocate, FallocateFlags};
+use test_support::{in_own_process, refuse_calls, skipped, temp_file};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vm_memory_host::{
-    discard, plug, prefault, provisioned, unplug, zero_range, Backing, ChangeError, Lock,
-    MemoryBuilder, NumaPolicy, Region, Sharing, TransparentHugePages, Unplugged,
+    describe, discard, discard_pages, plug, prefault, provisioned, unplug, unplug_all, zero_range,
+    Backing, Balloon, ChangeError, Lock, MemoryBuilder, NumaPolicy, Region, Sharing,
+    TransparentHugePages, Unplugged,
 };
 
 const START: u64 = 64 * MIB;
@@ -422,10 +424,40 @@ fn discard_of_released_huge_pages_fills_the_pool() {
     assert_eq!(pool().unwrap().1, 2);
 }
 
+/// Discards the first MiB of a memory, and returns the number of bytes freed.
+type DiscardMib = fn(&Memory) -> u64;
+
+/// The functions that discard pages.
+const DISCARDS: [(&str, DiscardMib); 4] = [
+    ("discard", |memory| {
+        discard(memory, GuestAddress(0), MIB).unwrap()
+    }),
+    ("zero_range", |memory| {
+        zero_range(memory, GuestAddress(0), MIB).unwrap()
+    }),
+    ("discard_pages", |memory| {
+        discard_pages(memory, 0..MIB / PAGE).freed
+    }),
+    ("Balloon", |memory| {
+        Balloon::new().inflate(memory, 0..MIB / PAGE).freed
+    }),
+];
+
 #[test]
 fn discard_keeps_the_space_of_a_full_tmpfs() {
     let test = "discard_keeps_the_space_of_a_full_tmpfs";
-    for (sparse, blocks) in [(false, false), (false, true), (true, false)] {
+    let all = DISCARDS.iter().flat_map(|(name, discard_mib)| {
+        let kinds = [(false, false), (false, true), (true, false)];
+        kinds.map(|(sparse, blocks)| {
+            (
+                format!("{name}, {sparse}, {blocks}"),
+                discard_mib,
+                sparse,
+                blocks,
+            )
+        })
+    });
+    for (what, discard_mib, sparse, blocks) in all {
         let Some(tmpfs) = Mounted::tmpfs("size=2m", test) else {
             return;
         };
@@ -438,6 +470,7 @@ fn discard_keeps_the_space_of_a_full_tmpfs() {
         } else {
             build(region).unwrap()
         };
+        let (nothing_plugged, _) = describe(&memory).unwrap();
         let claimed = if blocks { MIB / 2 } else { MIB };
         if blocks {
             plug(&memory, GuestAddress(0), claimed).unwrap();
@@ -445,20 +478,65 @@ fn discard_keeps_the_space_of_a_full_tmpfs() {
         fill(&memory, 0, claimed, 1);
         // Unplugged blocks have no space to keep.
         let freed = if sparse { MIB } else { MIB - claimed };
-        assert_eq!(discard(&memory, GuestAddress(0), MIB).unwrap(), freed);
+        assert_eq!(discard_mib(&memory), freed, "{what}");
         let other = take_the_rest(&tmpfs);
         let taken = other.metadata().unwrap().len();
-        assert_eq!(taken, 2 * MIB - (MIB - freed), "{sparse}, {blocks}");
+        assert_eq!(taken, 2 * MIB - (MIB - freed), "{what}");
         for page in (0..claimed).step_by(PAGE as usize).filter(|_| !sparse) {
-            assert_eq!(byte_of_page(&memory, page), Some(0));
+            assert_eq!(byte_of_page(&memory, page), Some(0), "{what}");
             fill(&memory, page, PAGE, 2);
         }
         if blocks {
-            unplug(&memory, GuestAddress(0), MIB).unwrap();
+            match what.as_bytes()[0] {
+                b'd' => assert_eq!(unplug(&memory, GuestAddress(0), MIB).unwrap(), claimed),
+                b'z' => assert_eq!(unplug_all(&memory, GuestAddress(0)).unwrap(), claimed),
+                _ => nothing_plugged.apply_blocks(&memory).unwrap(),
+            }
             drop(other);
-            assert!(take_the_rest(&tmpfs).metadata().unwrap().len() > taken);
+            let now = take_the_rest(&tmpfs).metadata().unwrap().len();
+            assert!(now > taken, "{what}");
         }
     }
+}
+
+/// Another process can punch holes in an unsealed file.
+#[test]
+fn discard_of_hole_on_full_tmpfs_returns_error() {
+    let test = "discard_of_hole_on_full_tmpfs_returns_error";
+    // Without the fault handler, which the other tests of this program install.
+    in_own_process(&format!("discard::{test}"), |_| {
+        let Some(tmpfs) = Mounted::tmpfs("size=2m", test) else {
+            return;
+        };
+        let file = open(tmpfs.directory.path().join("ram"));
+        file.set_len(MIB).unwrap();
+        let backing = Backing::shared_file(file.try_clone().unwrap(), 0);
+        let region = Region::new(GuestAddress(0), MIB).backing(backing);
+        let memory: Memory = MemoryBuilder::new().region(region).build().unwrap();
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&file, hole, 0, MIB / 2).unwrap();
+        let _other = take_the_rest(&tmpfs);
+        let (first, last) = (GuestAddress(0), GuestAddress(MIB - PAGE));
+        let refused = [
+            discard(&memory, first, MIB),
+            zero_range(&memory, first, MIB),
+            zero_range(&memory, GuestAddress(1), 1),
+        ];
+        for refused in refused {
+            let Err(ChangeError::System { source, .. }) = refused else {
+                panic!("{refused:?}");
+            };
+            assert_eq!(source.raw_os_error(), Some(libc::EFAULT));
+        }
+        for report in [
+            discard_pages(&memory, 0..2u32),
+            Balloon::new().inflate(&memory, 0..2u32),
+        ] {
+            assert_eq!((report.discarded, report.refused), (0, 2));
+        }
+        // A page that the file still has.
+        assert_eq!(discard(&memory, last, PAGE).unwrap(), 0);
+    });
 }
 
 #[test]

@@ -73,12 +73,8 @@ fn overwrite_file(
     if !can_be_written {
         return Err(refused);
     }
-    // A write would raise SIGBUS where the file system has no space for a page.
-    match mapping.mapped().advise(offset, len, Advice::PopulateWrite) {
-        // Before Linux 5.14, pages cannot be populated for writing.
-        Err(error) if error.raw_os_error() != Some(libc::EINVAL) => Err(refused),
-        _ => mapping.mapped().fill_zeroes(offset, len).map(|()| 0),
-    }
+    let overwritten = mapping.mapped().fill_zeroes(offset, len);
+    overwritten.map(|()| 0).map_err(|_| refused)
 }
 
 /// Returns the huge pages of a range, as offset and length.

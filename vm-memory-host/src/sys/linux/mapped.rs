@@ -331,9 +331,20 @@ impl Mapped {
     }
 
     /// Writes zeroes to a range.
+    ///
+    /// Returns the error of madvise(2) if a page is not available. The write raises SIGBUS instead
+    /// before Linux 5.14, and if another process removes the page during the call.
     pub(crate) fn fill_zeroes(&self, offset: usize, len: usize) -> Result<()> {
         self.check_writable()?;
         let addr = self.part(offset, len)?;
+        let page = page_size();
+        let end = offset.saturating_add(len).next_multiple_of(page);
+        let start = offset.saturating_sub(offset.checked_rem(page).unwrap_or(0));
+        match self.advise(start, end.saturating_sub(start), Advice::PopulateWrite) {
+            // Linux before 5.14 cannot populate pages for writing.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            result => result?,
+        }
         // SAFETY: the contract of `VolatileSlice::new`. The range is mapped: `part` has checked
         // that it is inside this mapping. It stays mapped while `self` is borrowed, which is longer
         // than `slice` lives. No Rust reference covers it (invariant of `Mapped`).
