@@ -7,6 +7,8 @@ mod linux;
 mod windows;
 
 pub use group_limit::GroupLimit;
+#[cfg(all(test, target_os = "linux"))]
+pub(crate) use linux::tree;
 #[cfg(target_os = "linux")]
 pub use linux::{huge_page_pools, HostResources, HugePagePool};
 #[cfg(target_os = "linux")]

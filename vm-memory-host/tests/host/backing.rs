@@ -259,15 +259,32 @@ fn discard_of_block_device_reads_as_zeroes() {
     for (page, byte) in [(0, 0), (MIB - PAGE, 0), (MIB, 7), (4 * MIB, 0xab)] {
         assert_eq!(byte_of_page(&memory, page), Some(byte), "{page:#x}");
     }
-    let error = build(shared(8 * MIB + PAGE)).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("needs a file of 0x801000 bytes, but the file ends at 0x800000"),
-        "{error}"
-    );
     let blocks = shared(4 * MIB).blocks(non_zero(MIB), Unplugged::Mapped);
     assert!(matches!(build(blocks), Err(BuildError::Conflict { .. })));
+}
+
+#[test]
+fn build_of_block_device_that_is_too_short_returns_error() {
+    let test = "build_of_block_device_that_is_too_short_returns_error";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(MIB).unwrap();
+    let Some(device) = LoopDevice::of(file.path(), test) else {
+        return;
+    };
+    let device = || open(&device.path);
+    for (backing, size) in [
+        (Backing::shared_file(device(), 0), MIB + PAGE),
+        (Backing::shared_file(device(), PAGE), MIB),
+        (Backing::private_file(device(), 0), MIB + PAGE),
+        (Backing::private_file(device(), MIB), PAGE),
+    ] {
+        let error = build(Region::new(GuestAddress(0), size).backing(backing)).unwrap_err();
+        let expected = "needs a file of 0x101000 bytes, but the file ends at 0x100000";
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+    let last = Backing::shared_file(device(), MIB - PAGE);
+    let memory = build(Region::new(GuestAddress(0), PAGE).backing(last)).unwrap();
+    assert_eq!(byte_of_page(&memory, 0), Some(0));
 }
 
 #[test]

@@ -5,8 +5,11 @@ use std::ops::ControlFlow;
 
 use super::common::*;
 use test_support::LazyPages;
-use vm_memory::GuestAddress;
-use vm_memory_host::{discard, plug, unplug, Backing, Lock, Region, Unplugged};
+use vm_memory::{Bytes, GuestAddress};
+use vm_memory_host::{
+    describe, discard, discard_pages, plug, unplug, unplug_all, zero_range, Backing, Balloon, Lock,
+    Region, Unplugged,
+};
 
 /// The size of the regions.
 const SIZE: u64 = 8 * HUGE;
@@ -101,6 +104,59 @@ fn discard_of_lazy_pages_reads_as_zeroes() {
 }
 
 #[test]
+fn zero_range_and_balloon_of_lazy_pages_read_as_zeroes() {
+    let test = "zero_range_and_balloon_of_lazy_pages_read_as_zeroes";
+    let pages = HugePages::reserve(2 * SIZE / HUGE, test);
+    let hugetlb = || Backing::Hugetlb { page_size: HUGE };
+    let region = |backing| Region::new(GuestAddress(0), SIZE).backing(backing);
+    let mut all = vec![
+        ("anonymous", region(Backing::Anonymous), PAGE),
+        ("memfd", region(Backing::Memfd), PAGE),
+    ];
+    if pages.is_some() {
+        let released = region(hugetlb()).release_huge_pages(true);
+        all.push(("hugetlb", released, HUGE));
+        all.push(("kept hugetlb", region(hugetlb()), HUGE));
+    }
+    for (kind, region, page) in all {
+        let memory = build(region).unwrap();
+        let Some(lazy) = lazy(&memory, page, test) else {
+            return;
+        };
+        // A handler first fills the pages of which a part is zeroed.
+        let (from, len) = (HUGE - 1, HUGE + 2);
+        zero_range(&memory, GuestAddress(from), len).unwrap();
+        let bytes = |at: u64| memory.read_obj::<[u8; 2]>(GuestAddress(at)).unwrap();
+        assert_eq!(bytes(from - 1), [OLD, 0], "{kind}");
+        assert_eq!(bytes(from + len - 1), [0, OLD], "{kind}");
+        assert_eq!(byte_of_page(&memory, HUGE), Some(0), "{kind}");
+        assert_eq!(byte_of_page(&memory, 2 * HUGE - PAGE), Some(0), "{kind}");
+        let of_block = |block: u64| block * HUGE / PAGE..(block + 1) * HUGE / PAGE;
+        fill(&memory, 3 * HUGE, PAGE, 0x11);
+        assert_eq!(discard_pages(&memory, of_block(3)).refused, 0, "{kind}");
+        let report = Balloon::new().inflate(&memory, of_block(4));
+        assert_eq!(report.refused, 0, "{kind}");
+        // A balloon leaves out the huge pages that the region keeps.
+        let inflated = if report.kept == 0 { 0 } else { OLD };
+        for (block, byte) in [(3, 0), (4, inflated), (5, OLD)] {
+            for at in [block * HUGE, (block + 1) * HUGE - PAGE] {
+                assert_eq!(byte_of_page(&memory, at), Some(byte), "{kind}, {at:#x}");
+            }
+        }
+        // Pages that are overwritten stay in place, except for unused ones.
+        let removed = if report.kept == 0 {
+            &[1, 3, 4][..]
+        } else {
+            &[1]
+        };
+        for block in removed {
+            let removed = lazy.is_removed(host_address(&memory) + (block * HUGE) as usize);
+            assert!(removed, "{kind}, {block}");
+        }
+    }
+}
+
+#[test]
 fn plug_and_unplug_of_lazy_pages_read_as_zeroes() {
     let test = "plug_and_unplug_of_lazy_pages_read_as_zeroes";
     let pages = HugePages::reserve(SIZE / HUGE, test);
@@ -115,12 +171,22 @@ fn plug_and_unplug_of_lazy_pages_read_as_zeroes() {
                 return;
             };
             let what = format!("{kind}, {unplugged:?}");
+            let (nothing_plugged, _) = describe(&memory).unwrap();
             plug(&memory, GuestAddress(0), 2 * HUGE).unwrap();
             assert_eq!(byte_of_page(&memory, 0), Some(0), "{what}");
             fill(&memory, 0, HUGE, 0x22);
             unplug(&memory, GuestAddress(0), HUGE).unwrap();
             plug(&memory, GuestAddress(0), HUGE).unwrap();
             assert_eq!(byte_of_page(&memory, PAGE), Some(0), "{what}");
+            let (both_plugged, _) = describe(&memory).unwrap();
+            fill(&memory, HUGE, PAGE, 0x33);
+            unplug_all(&memory, GuestAddress(0)).unwrap();
+            both_plugged.apply_blocks(&memory).unwrap();
+            assert_eq!(byte_of_page(&memory, HUGE), Some(0), "{what}");
+            fill(&memory, HUGE, PAGE, 0x44);
+            nothing_plugged.apply_blocks(&memory).unwrap();
+            both_plugged.apply_blocks(&memory).unwrap();
+            assert_eq!(byte_of_page(&memory, HUGE), Some(0), "{what}");
         }
     }
 }

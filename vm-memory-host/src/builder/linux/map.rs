@@ -374,8 +374,12 @@ pub(super) fn lock(mapping: &HostMapping, host: &HostResources) -> Result<(), Bu
 mod tests {
     use super::*;
     use crate::builder::linux::files::open;
+    use crate::host::tree;
+    use crate::mapping::provisioned;
     use crate::region::TransparentHugePages;
-    use vm_memory::GuestAddress;
+    use crate::{Backing, MemoryBuilder};
+    use test_support::{refuse_calls, skipped, HugePages};
+    use vm_memory::{GuestAddress, GuestMemoryBackend};
 
     #[test]
     fn alignment_is_the_largest_page_that_fits_the_region() {
@@ -391,6 +395,58 @@ mod tests {
         assert_eq!(
             of(2 * huge, TransparentHugePages::Off),
             sys::page_size_u64()
+        );
+    }
+    /// The other nodes have enough pages, which the region may not use.
+    #[test]
+    fn bind_huge_pages_without_pages_on_nodes_names_nodes() {
+        let test = "bind_huge_pages_without_pages_on_nodes_names_nodes";
+        const HUGE: u64 = 2 << 20;
+        let Some(_pages) = HugePages::reserve(8, test) else {
+            return;
+        };
+        let backing = Backing::Hugetlb { page_size: HUGE };
+        let region = Region::new(GuestAddress(0), 8 * HUGE).backing(backing);
+        let region = region.numa(NumaPolicy::Bind(vec![0]));
+        let memory = match MemoryBuilder::new().region(region).build::<()>() {
+            Ok(memory) => memory,
+            Err(error) => return skipped(test, format!("no mbind(2) or seccomp filters: {error}")),
+        };
+        let mapping = provisioned(memory.iter().next().unwrap()).unwrap();
+        let error_with = |free_on_node: &str| {
+            let pool = "hugepages/hugepages-2048kB";
+            let node = |number: u32| format!("devices/system/node/node{number}/{pool}");
+            let files = [
+                (format!("kernel/mm/{pool}/nr_hugepages"), "20"),
+                (format!("kernel/mm/{pool}/free_hugepages"), "18"),
+                (format!("kernel/mm/{pool}/resv_hugepages"), "8"),
+                ("devices/system/node/has_memory".to_owned(), "0-1"),
+                (format!("{}/nr_hugepages", node(0)), "10"),
+                (format!("{}/free_hugepages", node(0)), free_on_node),
+                (format!("{}/nr_hugepages", node(1)), "10"),
+                (format!("{}/free_hugepages", node(1)), "10"),
+            ];
+            let files: Vec<_> = files
+                .iter()
+                .map(|(path, text)| (path.as_str(), *text))
+                .collect();
+            let (_keep, host) = tree(&files);
+            let bound = refuse_calls(libc::SYS_madvise, libc::EFAULT, || {
+                bind_huge_pages(mapping, &host)
+            });
+            bound.map(|bound| bound.unwrap_err().to_string())
+        };
+        let (short, enough) = match (error_with("3"), error_with("8")) {
+            (Ok(short), Ok(enough)) => (short, enough),
+            other => return skipped(test, format!("no seccomp filters: {other:?}")),
+        };
+        assert!(
+            short.contains("only 3 are free on NUMA nodes [0]; add 5"),
+            "{short}"
+        );
+        assert!(
+            enough.contains("may be reserved for other mappings"),
+            "{enough}"
         );
     }
 }

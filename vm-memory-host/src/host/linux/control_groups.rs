@@ -239,7 +239,7 @@ fn size_name(page_size: u64) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::linux::resources::tests::tree;
+    use crate::host::tree;
 
     /// Returns the file, relative to the tree, and the available bytes of a limit.
     fn found(keep: &tempfile::TempDir, limit: Option<GroupLimit>) -> Option<(String, u64)> {

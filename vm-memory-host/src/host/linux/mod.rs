@@ -16,5 +16,7 @@ mod vma_budget;
 
 use super::GroupLimit;
 
+#[cfg(test)]
+pub(crate) use resources::tests::tree;
 pub use resources::{huge_page_pools, HostResources, HugePagePool};
 pub(crate) use vma_budget::{read_vma_limit, vma_limit, VmaBudget};

@@ -117,7 +117,7 @@ pub(crate) fn vma_limit() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::linux::resources::tests::tree;
+    use crate::host::tree;
 
     #[test]
     fn limit_that_cannot_be_read_is_read_again_later() {
