@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use test_support::{refuse_calls, skipped};
+use test_support::{refuse_calls, returned, skipped, SilentServer};
 use vm_memory::bitmap::{ArcSlice, AtomicBitmap, Bitmap};
 use vm_memory::dirty::DirtyMemory;
 use vm_memory::iommu::{MarkedIommuMemory, SharedIotlb};
@@ -281,6 +281,20 @@ fn map_of_file_without_shrink_seal_returns_the_file() {
 
 /// The kernel raises SIGBUS on an access to a page of hugetlbfs, if it has no huge page left.
 #[cfg(target_os = "linux")]
+#[test]
+fn map_of_file_whose_server_is_silent_does_not_ask_it() {
+    let test = "map_of_file_whose_server_is_silent_does_not_ask_it";
+    let Some(server) = SilentServer::mount(test) else {
+        return;
+    };
+    let file = server.open();
+    let error = returned(|| SharedLog::map(file, 0, 0x1000)).unwrap_err();
+    assert!(matches!(error, LogError::Unsealed { .. }), "{error}");
+    assert_eq!(server.unanswered(), Vec::<u32>::new());
+    // The error has the file, and closing it would wait for the server.
+    drop(server);
+}
+
 #[test]
 fn map_of_sealed_hugetlb_file_returns_the_file() {
     use rustix::fs::{fcntl_add_seals, memfd_create, MemfdFlags, SealFlags};

@@ -9,6 +9,7 @@
 //! | [`HugePages`] | exclusive use of the machine's huge pages |
 //! | [`LazyPages`] | a userfaultfd handler that fills pages from a snapshot |
 //! | [`LockedFile`] | a file whose lock in the kernel another thread holds |
+//! | [`SilentServer`], [`returned`] | a file whose server does not reply; calls that must return |
 //! | [`in_own_process`], [`run_again`] | a test that changes or counts what a process has |
 //! | [`record_calls`] | the system calls that a function makes |
 //! | [`CallRecorder`], [`documented_calls`] | compares them with the documentation |
@@ -38,7 +39,8 @@
 // A module imports only from lines above it.
 //
 // ```text
-// wait, emulator, error_chain, files, huge_pages, set_on_drop, static_allocator, system_calls
+// wait, emulator, error_chain, files, huge_pages, set_on_drop, silent_server, static_allocator,
+// system_calls
 // own_process
 // lazy_pages
 // locked_file
@@ -53,6 +55,8 @@ mod lazy_pages;
 mod locked_file;
 mod own_process;
 mod set_on_drop;
+#[cfg(target_os = "linux")]
+mod silent_server;
 mod static_allocator;
 #[cfg(target_os = "linux")]
 mod system_calls;
@@ -71,6 +75,8 @@ pub use lazy_pages::LazyPages;
 pub use locked_file::LockedFile;
 pub use own_process::{in_own_process, run_again};
 pub use set_on_drop::SetOnDrop;
+#[cfg(target_os = "linux")]
+pub use silent_server::{returned, SilentServer, FUSE_FLUSH};
 pub use static_allocator::StaticAllocator;
 #[cfg(target_os = "linux")]
 pub use system_calls::{
