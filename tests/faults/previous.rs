@@ -128,30 +128,60 @@ pub(super) fn later_handler() {
     std::process::exit(DONE);
 }
 
-/// Sends signals to a handler of the program while another thread faults.
-pub(super) fn sent_signals_during_faults() {
+/// Sends signals while other threads fault. The argument is the state before the fault handler.
+///
+/// - `own`: a handler of the program takes the signals.
+/// - `installed`: the same, and the fault handler is installed while they are sent.
+/// - `ignored`: the signals are ignored, and are not passed on.
+pub(super) fn sent_signals_during_faults(arguments: &[&str]) {
     extern "C" fn count(_: i32) {
         CALLS.fetch_add(1, Ordering::Relaxed);
     }
+    let is_installed = arguments != ["installed"];
+    // The number of faults of each thread while signals are sent.
+    let faults = if is_installed { 2000 } else { 50 };
+    let is_ignored = arguments == ["ignored"];
     let handler: extern "C" fn(i32) = count;
-    set_action(libc::SIGBUS, handler as usize, 0);
-    fault::install().unwrap();
-    let done = AtomicBool::new(false);
+    let action = if is_ignored {
+        libc::SIG_IGN
+    } else {
+        handler as usize
+    };
+    set_action(libc::SIGBUS, action, 0);
+    if is_installed {
+        fault::install().unwrap();
+    }
+    fault::pass_on_sent_signals(!is_ignored);
+    let (sent, done) = (AtomicUsize::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let (memory, file) = shared(1);
-            file.set_len(0).unwrap();
-            while !done.load(Ordering::Relaxed) {
-                assert!(is_efault(&memory.read_obj::<u8>(BASE).unwrap_err()));
-            }
-        });
-        for _ in 0..2000 {
-            // SAFETY: sends a signal to this thread.
-            unsafe { libc::raise(libc::SIGBUS) };
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    // SAFETY: sends a signal to this thread.
+                    unsafe { libc::raise(libc::SIGBUS) };
+                    sent.fetch_add(1, Ordering::Relaxed);
+                }
+            });
         }
+        while sent.load(Ordering::Relaxed) < 100 {
+            std::hint::spin_loop();
+        }
+        fault::install().unwrap();
+        let faulting = [(); 3].map(|()| {
+            scope.spawn(|| {
+                let (memory, file) = shared(1);
+                file.set_len(0).unwrap();
+                for _ in 0..faults {
+                    assert!(is_efault(&memory.read_obj::<u8>(BASE).unwrap_err()));
+                }
+            })
+        });
+        let ended = faulting.map(|thread| thread.join());
         done.store(true, Ordering::Relaxed);
+        assert!(ended.iter().all(Result::is_ok));
     });
-    assert_eq!(CALLS.load(Ordering::Relaxed), 2000);
+    let calls = if is_ignored { 0 } else { sent.into_inner() };
+    assert_eq!(CALLS.load(Ordering::Relaxed), calls);
     std::process::exit(DONE);
 }
 
@@ -217,8 +247,22 @@ fn sent_signal_leaves_later_handler_installed() {
 
 #[test]
 fn signals_sent_to_own_handler_leave_faults_of_other_threads_alone() {
-    let output = run("sent_signals_during_faults");
+    let output = run("sent_signals_during_faults own");
     assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+}
+
+#[test]
+fn ignored_signals_leave_faults_of_other_threads_alone() {
+    let output = run("sent_signals_during_faults ignored");
+    assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+}
+
+#[test]
+fn signals_sent_during_install_reach_own_handler() {
+    for _ in 0..20 {
+        let output = run("sent_signals_during_faults installed");
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+    }
 }
 
 /// Without a previous handler, a sent signal has its default action: see [`fault`].

@@ -60,9 +60,10 @@ const SCENARIOS: [(&str, Scenario); 15] = [
     ),
     ("ignored_signal", |_| previous::ignored_signal()),
     ("later_handler", |_| previous::later_handler()),
-    ("sent_signals_during_faults", |_| {
-        previous::sent_signals_during_faults()
-    }),
+    (
+        "sent_signals_during_faults",
+        previous::sent_signals_during_faults,
+    ),
     ("host_buffer", host_buffer),
 ];
 
