@@ -20,15 +20,9 @@ pub(crate) unsafe fn copy_from_guest(
     src: *const u8,
     len: usize,
 ) -> Result<(), Fault> {
-    let side = GuestSide::Source;
     // SAFETY: `src` is a guest operand and `dst` host memory, both of `len` bytes, and they do not
-    // overlap (this function's contract). `side` names the source.
-    match unsafe { Routines::copy(side, dst, src, len) } {
-        Ok(()) => Ok(()),
-        // SAFETY: `src` is a guest operand and `dst` host memory, both of `len` bytes, and they do
-        // not overlap (this function's contract). `side` names the source.
-        Err(address) => Err(unsafe { copy_below_fault(address, side, dst, src, len) }),
-    }
+    // overlap (this function's contract). The side names the source.
+    unsafe { copy(GuestSide::Source, dst, src, len) }
 }
 
 /// Copies bytes from host memory to guest memory.
@@ -39,13 +33,23 @@ pub(crate) unsafe fn copy_from_guest(
 /// `len` initialised bytes. The two do not overlap.
 #[inline]
 pub(crate) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), Fault> {
-    let side = GuestSide::Destination;
     // SAFETY: `dst` is a guest operand and `src` host memory, both of `len` bytes, and they do not
-    // overlap (this function's contract). `side` names the destination.
+    // overlap (this function's contract). The side names the destination.
+    unsafe { copy(GuestSide::Destination, dst, src, len) }
+}
+
+/// Copies bytes. After a fault, counts those that were moved.
+///
+/// # Safety
+///
+/// `src` and `dst` are operands of `len` bytes, which do not overlap. `side` says which of them are
+/// guest operands.
+#[inline(always)]
+unsafe fn copy(side: GuestSide, dst: *mut u8, src: *const u8, len: usize) -> Result<(), Fault> {
+    // SAFETY: this function has the same contract.
     match unsafe { Routines::copy(side, dst, src, len) } {
         Ok(()) => Ok(()),
-        // SAFETY: `dst` is a guest operand and `src` host memory, both of `len` bytes, and they do
-        // not overlap (this function's contract). `side` names the destination.
+        // SAFETY: this function has the same contract.
         Err(address) => Err(unsafe { copy_below_fault(address, side, dst, src, len) }),
     }
 }

@@ -14,8 +14,8 @@ use super::Fault;
 /// After a fault in overlapping ranges, the copy cannot be repeated to count the bytes: some of the
 /// source may be overwritten. The count therefore depends on the destination:
 ///
-/// - Lower by at least [`SEGMENT_MIN`] bytes: the copy proceeds in segments that do not overlap,
-///   and the count is exact.
+/// - Lower by at least [`STEP_MIN`] bytes: the copy proceeds in steps that do not overlap, and the
+///   count is exact.
 /// - Lower by less, or higher: the count is 0. A copy to a higher address begins with the last
 ///   bytes.
 ///
@@ -29,10 +29,10 @@ pub(crate) unsafe fn copy_within_guest(
     len: usize,
 ) -> Result<(), Fault> {
     let distance = src.addr().wrapping_sub(dst.addr());
-    if distance < len && distance >= SEGMENT_MIN {
+    if distance < len && distance >= STEP_MIN {
         // SAFETY: both are guest operands of `len` bytes, by this function's contract. `src` is
-        // `distance` bytes above `dst`, which is at least `SEGMENT_MIN` (just checked).
-        return unsafe { copy_down_in_segments(dst, src, len, distance) };
+        // `distance` bytes above `dst`, which is at least `STEP_MIN` (just checked).
+        return unsafe { copy_down_in_steps(dst, src, len, distance) };
     }
     // SAFETY: both are guest operands of `len` bytes, by this function's contract.
     match unsafe { Routines::copy_overlapping(dst, src, len) } {
@@ -42,18 +42,18 @@ pub(crate) unsafe fn copy_within_guest(
     }
 }
 
-/// The shortest segment. Shorter ones would cost more than an exact count is worth.
-const SEGMENT_MIN: usize = 16;
+/// The shortest step. Shorter ones would cost more than an exact count is worth.
+const STEP_MIN: usize = 16;
 
-/// Copies bytes to a lower address, in ascending segments of `distance` bytes.
+/// Copies bytes to a lower address, in ascending steps of `distance` bytes.
 ///
-/// A segment does not overlap its destination, and writing it does not overwrite any later one.
+/// A step does not overlap its destination, and writing it does not overwrite any later one.
 ///
 /// # Safety
 ///
 /// `dst` and `src` are guest operands of `len` bytes. `src` is `distance` bytes above `dst`, at
 /// least one.
-unsafe fn copy_down_in_segments(
+unsafe fn copy_down_in_steps(
     dst: *mut u8,
     src: *const u8,
     len: usize,
@@ -61,16 +61,16 @@ unsafe fn copy_down_in_segments(
 ) -> Result<(), Fault> {
     let mut done = 0usize;
     while done < len {
-        let segment = distance.min(len.wrapping_sub(done));
+        let step = distance.min(len.wrapping_sub(done));
         let (dst, src) = (dst.wrapping_add(done), src.wrapping_add(done));
-        // SAFETY: `done + segment` is at most `len`, so these are `segment` bytes of the guest
+        // SAFETY: `done + step` is at most `len`, so these are `step` bytes of the guest
         // operands of this function's contract.
-        match unsafe { Routines::copy_overlapping(dst, src, segment) } {
-            Ok(()) => done = done.wrapping_add(segment),
+        match unsafe { Routines::copy_overlapping(dst, src, step) } {
+            Ok(()) => done = done.wrapping_add(step),
             Err(address) => {
-                // SAFETY: `done + segment` is at most `len`, so these are `segment` bytes of the
+                // SAFETY: `done + step` is at most `len`, so these are `step` bytes of the
                 // guest operands of this function's contract.
-                let fault = unsafe { count_within(address, dst, src, segment) };
+                let fault = unsafe { count_within(address, dst, src, step) };
                 fault::add_completed(done);
                 let completed = done.wrapping_add(fault.completed);
                 return Err(Fault::after(completed));

@@ -147,8 +147,20 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn middle_sse() {
 /// last 128 bytes before the loop, and writes them after it.
 ///
 /// A load waits for an earlier store whose address is the same modulo 4096. So the loop descends if
-/// the destination is 1 to 2048 bytes above the source, modulo 4096. The offset `rdx` changes by
-/// `rax`, and is at least `rcx` after the loop: a descending one wraps below 0.
+/// the destination is 1 to 2048 bytes above the source, modulo 4096.
+///
+/// The loop copies each byte that the first vector and the last 128 bytes leave, and none outside
+/// the range. Let `n` be the length. Then:
+///
+/// - At label 4, `rcx` is `n - 128`, where the last 128 bytes begin. `rdx` is the offset of the
+///   next 128 bytes, and changes by `rax`, which is 128 or -128.
+/// - The first aligned offset `a` is at most 31, so the first vector covers the bytes below it. If
+///   it is not below `rcx`, the last 128 bytes cover all others.
+/// - An offset below `rcx` is at most `n - 129`, so its 128 bytes are in the range.
+/// - Ascending offsets are `a`, `a + 128` and so on. The first one that is not below `rcx` ends the
+///   loop, and the last 128 bytes cover what is above it.
+/// - The descending ones are the same in reverse. `a + ((rcx - 1 - a) & -128)` is the largest of
+///   them that is below `rcx`. The one after `a` wraps below 0, and is not below `rcx`.
 ///
 /// # Safety
 ///
@@ -171,15 +183,15 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn middle_avx() {
         "vmovups ymmword ptr [rdi], ymm0",
         "mov rdx, rdi",
         "neg rdx",
-        "and edx, 31",
+        "and edx, 31", // a
         "cmp rdx, rcx",
         "jae 5f",
-        "lea eax, [rdi - 1]",
+        "lea eax, [rdi - 1]", // destination - 1 - source, whose bit 11 says which way
         "sub eax, esi",
         "test eax, 2048",
         "mov eax, 128",
-        "jnz 4f",
-        "lea rax, [rcx - 1]",
+        "jnz 4f",             // ascending
+        "lea rax, [rcx - 1]", // a + ((rcx - 1 - a) & -128)
         "sub rax, rdx",
         "and rax, -128",
         "add rdx, rax",
