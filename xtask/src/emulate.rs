@@ -126,7 +126,7 @@ fn has_standard_library(suite: &Suite, with_install: bool) -> bool {
     match suite.platform.compiler {
         Compiler::Rustup if with_install => add_library(suite.platform.target),
         Compiler::Rustup => has_library(suite.platform.target),
-        Compiler::Debian | Compiler::Source => true,
+        Compiler::Debian => true,
     }
 }
 

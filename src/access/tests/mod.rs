@@ -1,7 +1,7 @@
 //! One set of tests for each set of routines.
 //!
-//! The tests run on the set in use. Those that need no fault also run on the portable set. The
-//! module of an architecture adds the sets of its other processors.
+//! The tests run on the set in use. The module of an architecture adds the sets of its other
+//! processors. With `--cfg vm_memory_portable`, the set in use is the portable one.
 
 use core::mem::{size_of, MaybeUninit};
 use core::sync::atomic::Ordering;
@@ -57,19 +57,6 @@ mod chosen {
     guard_page_tests!(Routines);
     order_tests!(Routines);
     fault_tests!(Routines);
-}
-
-#[cfg(all(
-    any(target_arch = "x86_64", target_arch = "aarch64"),
-    not(miri),
-    not(vm_memory_portable)
-))]
-mod portable_beside {
-    use crate::access::portable::Routines;
-    bulk_tests!(Routines);
-    single_tests!(Routines);
-    guard_page_tests!(Routines);
-    order_tests!(Routines);
 }
 
 /// A [`RoutineSet`] whose accesses take the size as a parameter.

@@ -1,22 +1,18 @@
 //! The steps that are more than one run of cargo.
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure, Context, Result};
 
 use super::harness::{variable, Harness};
 use super::objects::compare_routines;
-use super::suites::{native, Compiler, Platform, Suite, SYSTEM};
-use crate::debian::{tool, Tool, AARCH64_LINUX};
+use super::suites::{native, Compiler, Platform, Suite};
+use crate::debian::AARCH64_LINUX;
 
 /// A processor with the base instruction set, and one with all instructions that qemu supports.
 pub(super) const BASE_PROCESSOR: &str = "cortex-a72";
 const ANY_PROCESSOR: &str = "max";
-
-/// An unwinder that works with musl: GCC's needs a function of glibc.
-pub(super) const UNWINDER: Tool = tool("/usr/lib/llvm-14/lib/libunwind.a", "libunwind-14-dev");
 
 /// The error of a target whose pointers have 32 bits (`src/lib.rs`).
 const REFUSED: &str = "error: vm-memory: only targets with pointers of 64 bits are supported";
@@ -26,7 +22,7 @@ const SECTION: &[u8] = b"vm_memory_faults_1";
 
 /// Checks that the library that was tested has a fault table.
 ///
-/// It shows that the tests ran on the assembly, and that `formats` looks for the right name.
+/// It shows that the tests ran on the assembly.
 pub(super) fn has_fault_table(harness: &Harness, suite: &Suite) -> Result<String> {
     let built = harness
         .folder
@@ -70,57 +66,8 @@ pub(super) fn aarch64_lse(harness: &Harness, suite: &Suite) -> Result<String> {
     );
     let mut routines = with_lse(ANY_PROCESSOR);
     routines.args(["--lib", "access::"]);
-    let routines = harness.count("aarch64-lse", routines)?;
-    let mut faults = with_lse(ANY_PROCESSOR);
-    faults.args(["--test", "fault*", "--test", "threads"]);
-    let faults = harness.count("aarch64-lse-faults", faults)?;
-    Ok(format!(
-        "access routines: {routines}; faults and threads: {faults}"
-    ))
-}
-
-/// Tests the library with musl, on this processor.
-pub(super) fn musl(harness: &Harness, suite: &Suite) -> Result<String> {
-    musl_tests(harness, suite, &[])
-}
-
-/// Runs the tests that a C library can break.
-pub(super) fn musl_tests_of_ci(harness: &Harness, suite: &Suite) -> Result<String> {
-    musl_tests(harness, suite, SYSTEM)
-}
-
-fn musl_tests(harness: &Harness, suite: &Suite, selected: &[&str]) -> Result<String> {
-    let libraries = harness.folder.join("musl-libraries");
-    fs::create_dir_all(&libraries)?;
-    let unwinder = libraries.join("libunwind.a");
-    if unwinder.symlink_metadata().is_err() {
-        symlink(UNWINDER.file, &unwinder)
-            .with_context(|| format!("cannot create {}", unwinder.display()))?;
-    }
-    // The unwinder was compiled with glibc's headers, which rename `fprintf`. It is called only
-    // before `abort`.
-    let flags = format!(
-        "-Clink-self-contained=no -Clinker=musl-gcc -Lnative={} -Clink-arg=-Wl,--defsym=__fprintf_chk=abort",
-        libraries.display()
-    );
-    let mut command = harness.test(&suite.platform, &["vm-memory"]);
-    command
-        .args(selected)
-        .env("RUSTDOCFLAGS", &flags)
-        .env(variable(suite.platform.target, "RUSTFLAGS"), &flags);
-    harness.count(suite.name, command)
-}
-
-/// Builds an object of the library for Windows. It must not have the section of the fault table,
-/// because it exists for ELF only.
-pub(super) fn formats(harness: &Harness, suite: &Suite) -> Result<String> {
-    let object = object(harness, &suite.platform)?;
-    ensure!(
-        !contains(&object, SECTION)?,
-        "{} has a fault table",
-        object.display()
-    );
-    Ok("built, without a fault table".to_owned())
+    let counts = harness.count("aarch64-lse", routines)?;
+    Ok(format!("access routines: {counts}"))
 }
 
 /// Builds an object of the library for macOS, and compares its access routines with those of Linux,

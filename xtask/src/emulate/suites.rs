@@ -41,10 +41,8 @@ pub(super) struct Platform {
 pub(super) enum Compiler {
     /// Debian's. The standard library is one of the suite's packages.
     Debian,
-    /// Debian's, which builds the standard library from its source.
-    Source,
     /// The one of this checkout, with the standard library of rustup. Without that library, it is
-    /// [`Source`](Self::Source).
+    /// Debian's, which builds the library from its source.
     Rustup,
 }
 
@@ -67,7 +65,7 @@ const UNITS: &[&str] = &["--lib", "--test", "lines_of_users"];
 
 /// The unit tests, faults, threads and calls of the system: what a processor with assembly routines
 /// or another C library can break.
-pub(super) const SYSTEM: &[&str] = &[
+const SYSTEM: &[&str] = &[
     "--lib",
     "--test=fault_handler_alone",
     "--test=faults",
@@ -193,13 +191,10 @@ pub(super) static SUITES: &[Suite] = &[
     Suite {
         name: "musl",
         title: "x86_64 Linux with musl",
-        tools: &[
-            SOURCE,
-            &[tool("/usr/bin/musl-gcc", "musl-tools"), own::UNWINDER],
-        ],
-        platform: native("x86_64-unknown-linux-musl", Compiler::Source),
-        ci: &[Step::Own(own::musl_tests_of_ci)],
-        all: &[Step::Own(own::musl)],
+        tools: &[],
+        platform: native("x86_64-unknown-linux-musl", Compiler::Rustup),
+        ci: &[Step::Tests(LIBRARY, SYSTEM)],
+        all: &[Step::Tests(LIBRARIES, &[])],
     },
     Suite {
         name: "windows",
@@ -234,14 +229,6 @@ pub(super) static SUITES: &[Suite] = &[
         // Debian 13 is a download of 300 MB.
         ci: &[],
         all: &[Step::Own(windows::tests_of_wine_10)],
-    },
-    Suite {
-        name: "formats",
-        title: "an object for Windows",
-        tools: &[SOURCE],
-        platform: native("x86_64-pc-windows-msvc", Compiler::Source),
-        ci: &[Step::Own(own::formats)],
-        all: &[Step::Own(own::formats)],
     },
     Suite {
         name: "macos-aarch64",
