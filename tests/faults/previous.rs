@@ -259,7 +259,7 @@ fn ignored_signals_leave_faults_of_other_threads_alone() {
 
 #[test]
 fn signals_sent_during_install_reach_own_handler() {
-    for _ in 0..20 {
+    for _ in 0..10 {
         let output = run("sent_signals_during_faults installed");
         assert_eq!(output.status.code(), Some(DONE), "{output:?}");
     }

@@ -162,6 +162,8 @@
 //! | boot | [`MemoryBuilder::build`] | if another process truncates a file meanwhile | `rt_sigtimedwait` |
 //! | boot | [`MemoryBuilder::build`] | in a process that has called mlockall(2) | `mincore` |
 //! | boot | [`MemoryBuilder::build`] | with options | `madvise`, `mbind`, `mlock`, `mlock2`, `prctl` |
+//! | boot | [`Description::builder`] | always | `fcntl` |
+//! | boot | drop of [`Descriptors`] | if they are received | `fcntl`, `close` |
 //! | boot | [`prefault()`] | always | `madvise`; `openat`, `read`, `statx`, `close` to read /proc and /sys |
 //! | boot | [`prefault()`] | with two or more threads | `clone3`, `mmap`, `munmap`, `mprotect`, `prctl`, `futex`, `rseq`, `set_robust_list`, `rt_sigprocmask`, `exit` |
 //! | boot | [`prefault()`] | with a NUMA policy | `sched_getaffinity`, `sched_setaffinity` |

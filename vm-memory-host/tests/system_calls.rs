@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::Result;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::ControlFlow;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 
 use rustix::fs::{ftruncate, memfd_create, MemfdFlags};
@@ -20,9 +21,9 @@ use test_support::{
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, Permissions};
 use vm_memory_host::{
     content, describe, discard, discard_pages, huge_page_pools, plug, plug_state, prefault,
-    residency, still_mapped, unplug, unplug_all, zero_range, Arena, Backing, Balloon,
-    HostResources, Lock, MemoryBuilder, NumaPolicy, PlugState, Region, TransparentHugePages,
-    Unplugged, SECCOMP_FILTERS,
+    residency, still_mapped, unplug, unplug_all, zero_range, Arena, Backing, Balloon, Description,
+    Descriptors, HostResources, Lock, MemoryBuilder, NumaPolicy, PlugState, Region,
+    TransparentHugePages, Unplugged, SECCOMP_FILTERS,
 };
 
 /// The documentation with the tables.
@@ -163,6 +164,50 @@ fn use_arena(recorder: &mut CallRecorder) -> Result<()> {
     Ok(())
 }
 
+/// Builds memory with blocks, of which the first is plugged, and describes it.
+fn described() -> (Description, Vec<OwnedFd>) {
+    let blocks = NonZeroU64::new(HUGE).unwrap();
+    let second = Region::new(GuestAddress(8 * HUGE), 4 * HUGE).backing(Backing::Memfd);
+    let builder = MemoryBuilder::new().region(region(Backing::Memfd));
+    let builder = builder.region(second.blocks(blocks, Unplugged::Mapped));
+    let memory: GuestMemoryMmap = builder.build().unwrap();
+    plug(&memory, GuestAddress(8 * HUGE), HUGE).unwrap();
+    let (mut description, files) = describe(&memory).unwrap();
+    for region in &mut description.regions {
+        region.options.sealed = true;
+    }
+    let files = files.iter().map(|file| file.try_clone().unwrap().into());
+    (description, files.collect())
+}
+
+/// Builds memory from a description, and changes its blocks.
+fn use_description(recorder: &mut CallRecorder) -> Result<()> {
+    let (description, files) = described();
+    let received = || {
+        let files = files.iter().map(|file| file.try_clone().unwrap());
+        Descriptors::from(files.collect::<Vec<_>>())
+    };
+    let (unused, descriptors) = (received(), received());
+    recorder.run("drop of [`Descriptors`]", || drop(unused))?;
+    let builder = recorder.run("Description::builder", || description.builder(descriptors))?;
+    let builder = builder.unwrap();
+    let same = recorder.run("MemoryBuilder::build", || builder.build::<()>())?;
+    let same = same.unwrap();
+    let builder = recorder.run("Description::fresh", || description.fresh())?;
+    let builder = builder.unwrap();
+    let fresh = recorder.run("MemoryBuilder::build", || builder.build::<()>())?;
+    let fresh = fresh.unwrap();
+    let unplug = || unplug_all(&fresh, GuestAddress(8 * HUGE)).unwrap();
+    assert_eq!(recorder.run("unplug", unplug)?, HUGE);
+    let plug = || description.apply_blocks(&fresh);
+    recorder.run("plug", plug)?.unwrap();
+    let compare = || description.missing_from(&same).regions.len();
+    assert_eq!(recorder.run("Description::missing_from", compare)?, 0);
+    let compare = || description.surplus_in(&same).len();
+    assert_eq!(recorder.run("Description::surplus_in", compare)?, 0);
+    Ok(())
+}
+
 /// Plugs more huge pages than the pool has.
 fn plug_too_much(recorder: &mut CallRecorder) -> Result<()> {
     let pools = huge_page_pools();
@@ -179,6 +224,7 @@ fn plug_too_much(recorder: &mut CallRecorder) -> Result<()> {
 /// Runs all scenarios. Fails if calls cannot be recorded.
 fn use_everything(recorder: &mut CallRecorder, has_huge_pages: bool) -> Result<()> {
     use_arena(recorder)?;
+    use_description(recorder)?;
     for region in regions(has_huge_pages) {
         use_memory(recorder, region)?;
     }
@@ -379,6 +425,27 @@ fn discard_of_released_huge_pages_allocates_each_once() {
     assert_eq!(both("inflate again"), (0, 1));
     // Only the third page has not been released.
     assert_eq!(both("discard"), (1, 3));
+}
+
+/// The sender of a memfd can hold its lock, for which fallocate(2), lseek(2) and others wait.
+#[test]
+fn build_from_description_makes_no_call_that_waits_for_its_sender() {
+    let test = "build_from_description_makes_no_call_that_waits_for_its_sender";
+    let (description, files) = described();
+    let numbers: Vec<u64> = files.iter().map(|file| file.as_raw_fd() as u64).collect();
+    let mut recorder = CallRecorder::default();
+    let build = || description.builder(files.into()).unwrap().build::<()>();
+    match recorder.run("build", build) {
+        Ok(memory) => drop(memory.unwrap()),
+        Err(error) => return skipped(test, error),
+    }
+    let calls = recorder.calls().filter(|(_, name, call)| {
+        let file = if name == "mmap" { 4 } else { 0 };
+        numbers.contains(&call.arguments[file])
+    });
+    let names: BTreeSet<String> = calls.map(|(_, name, _)| name).collect();
+    let expected = ["fcntl", "fstatfs", "mmap", "statx"].map(str::to_owned);
+    assert_eq!(names, expected.into());
 }
 
 /// A peer can seal its file between two calls, so the second one would be refused. mmap(2) with
