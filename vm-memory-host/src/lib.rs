@@ -129,8 +129,10 @@
 //!   locked memory, and all memory of a process without the fault handler.
 //! - [`prefault()`] reads each page. Its threads do not move to the CPUs of a node.
 //! - [`residency()`] returns the pages in the working set of the process. `swapped` is 0.
-//! - `Arena`, `Description`, `FileLayout`, `describe`, `content`, `HostResources`,
-//!   `huge_page_pools`, `MemoryBuilder::host_resources` and `SECCOMP_FILTERS` do not exist.
+//! - [`Arena`] needs version 1803 of Windows 10, and unmaps a mapping as a whole
+//!   ([details](Arena#windows)).
+//! - `Description`, `FileLayout`, `describe`, `content`, `HostResources`, `huge_page_pools`,
+//!   `MemoryBuilder::host_resources` and `SECCOMP_FILTERS` do not exist.
 //!
 //! A discard makes up to 2 MiB at a time inaccessible, and then accessible again. If the system
 //! refuses to commit these pages, they stay inaccessible until another discard of them succeeds. An
@@ -310,7 +312,6 @@ compile_error!("vm-memory-host: only Linux and Windows are supported");
 #[macro_use]
 mod messages;
 
-#[cfg(target_os = "linux")]
 mod arena;
 mod builder;
 #[cfg(target_os = "linux")]
@@ -326,6 +327,7 @@ mod region;
 )]
 mod sys;
 
+pub use arena::{Arena, ArenaError};
 pub use builder::MemoryBuilder;
 pub use error::{
     BuildError, ChangeError, NotProvisioned, OtherProcess, PrefaultError, RefusedPage,
@@ -347,7 +349,6 @@ pub use linux::*;
 /// The items that only Linux has.
 #[cfg(target_os = "linux")]
 mod linux {
-    pub use crate::arena::{Arena, ArenaError};
     pub use crate::description::{
         describe, BackingDescription, BlocksDescription, Description, DescriptionError,
         Descriptors, FileLayout, FileLayoutError, RegionDescription,

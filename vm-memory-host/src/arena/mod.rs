@@ -1,6 +1,6 @@
 //! [`Arena`]: reserved addresses in which parts of files are mapped and unmapped later.
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests;
 
 use std::collections::BTreeMap;
@@ -42,6 +42,25 @@ use crate::sys::{self, to_u64, ReservedArena};
 ///
 /// All files are mapped shared. Dropping the arena unmaps it: remove the KVM slot before.
 /// Do not use it in a child of fork(2).
+///
+/// # Windows
+///
+/// Where no file is mapped, the addresses are placeholders. Windows 10 has them since version 1803.
+/// On an older system, [`new`](Self::new) returns [`ArenaError::System`], whose source is of the
+/// kind `Unsupported`. The library has not been tested with a hypervisor on Windows. Unmap a range
+/// from the guest before [`unmap`](Self::unmap), and map it in the guest after [`map`](Self::map).
+///
+/// - A mapping stays until [`unmap`](Self::unmap) unmaps all of it. One call may unmap several
+///   mappings. [`map`](Self::map) replaces nothing. To replace a mapping or a part of it, unmap all
+///   of it first, and map again what stays. A call that would have to do this returns
+///   [`ArenaError::Mapped`].
+/// - A mapping consists of pages of 4 KiB. All offsets can be any multiple of it.
+/// - The file must not end before the last page of the mapping. If it ends inside that page, the
+///   rest of the page reads as zeroes. The system does not truncate a local file that is mapped.
+/// - If the system refuses to unmap one of several mappings, those before it stay unmapped.
+///   [`mapped`](Self::mapped) lists all of them until another `unmap` succeeds.
+/// - The arenas of a process have at most about 12,000 mappings in all. Windows has no such limit,
+///   but each mapping takes memory of its kernel.
 ///
 /// # Examples
 ///
@@ -113,10 +132,27 @@ pub enum ArenaError {
         /// The page size of the file in bytes.
         page_size: u64,
     },
+    /// A file is mapped in the range, or in a part of it ([Windows](Arena#windows)).
+    #[error(
+        "cannot change {len:#x} bytes at offset {offset:#x} of an arena: {mapped_len:#x} bytes are \
+        mapped at offset {mapped_offset:#x}, and this system unmaps all of them or none; unmap \
+        these first"
+    )]
+    Mapped {
+        /// The offset of the range in the arena, in bytes.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// The offset of the mapping in the arena, in bytes.
+        mapped_offset: u64,
+        /// Its length in bytes.
+        mapped_len: u64,
+    },
     /// The guests of this process may not use more VMAs.
     #[error(
         "the arena has {pieces} mapped pieces, and the guests of this process may use no more \
-        VMAs; unmap some, or raise vm.max_map_count"
+        VMAs; {}",
+        sys::VMA_REMEDY
     )]
     TooManyPieces {
         /// The number of mapped pieces.
@@ -176,6 +212,7 @@ impl Arena {
     ///
     /// Returns [`ArenaError::Alignment`] if the alignment is not a power of two, and the errors of
     /// [`new`](Self::new). The reservation temporarily takes `alignment` more bytes of addresses.
+    /// On Windows, the arena keeps them.
     pub fn with_alignment(size: u64, alignment: u64) -> Result<Self, ArenaError> {
         let (offset, len) = (0, size);
         let align = usize::try_from(alignment.max(sys::huge_page_size()))
@@ -210,7 +247,7 @@ impl Arena {
 
     /// Returns the host address of the first byte.
     ///
-    /// An access where no file is mapped raises SIGSEGV.
+    /// An access where no file is mapped raises SIGSEGV, or an access violation on Windows.
     pub fn host_address(&self) -> usize {
         self.address
     }
@@ -222,17 +259,18 @@ impl Arena {
 
     /// Maps `len` bytes of `file` from `file_offset` at `offset` in the arena.
     ///
-    /// Replaces everything that is mapped there. An access of the guest reaches either the previous
-    /// mapping or the new one. The arena does not keep the file open. [`Permissions::No`] unmaps
-    /// the range.
+    /// Replaces everything that is mapped there, except on [Windows](#windows). An access of the
+    /// guest reaches either the previous mapping or the new one. The arena does not keep the file
+    /// open. [`Permissions::No`] unmaps the range.
     ///
-    /// The file is mapped elsewhere, and the mapping is then moved into the arena. Another process
-    /// that seals the file meanwhile causes an error, and the arena keeps all its addresses.
+    /// On Linux, the file is mapped elsewhere, and the mapping is then moved into the arena.
+    /// Another process that seals the file meanwhile causes an error, and the arena keeps all its
+    /// addresses.
     ///
     /// # Aborts
     ///
-    /// Aborts the process if the kernel has unmapped the range and then lacks memory for page
-    /// tables. Another thread could get the addresses, and the guest would reach its memory.
+    /// Aborts the process if the kernel of Linux has unmapped the range and then lacks memory for
+    /// page tables. Another thread could get the addresses, and the guest would reach its memory.
     ///
     /// # Errors
     ///
@@ -241,8 +279,9 @@ impl Arena {
     /// - the range is empty, not whole pages, or not inside the arena;
     /// - the address, the length or the offset in the file are not whole pages of the file;
     /// - the guests of this process use too many VMAs;
-    /// - the system refuses the file, for example because it is not open for the access; or
-    /// - the system cannot move its mapping, for example one of huge pages before Linux 5.16.
+    /// - the system refuses the file, for example because it is not open for the access;
+    /// - the system cannot move its mapping, for example one of huge pages before Linux 5.16; or
+    /// - something is mapped there, or the file is too short, on [Windows](#windows).
     pub fn map(
         &self,
         offset: u64,
@@ -271,13 +310,16 @@ impl Arena {
 
     /// Makes a range inaccessible. Parts of it may already be inaccessible.
     ///
+    /// On [Windows](#windows), a mapping must be inside the range, or outside of it.
+    ///
     /// # Aborts
     ///
     /// Aborts the process under the condition that [`map`](Self::map) describes.
     ///
     /// # Errors
     ///
-    /// Returns an [`ArenaError`] under the conditions that [`map`](Self::map) lists.
+    /// Returns an [`ArenaError`] under the conditions that [`map`](Self::map) lists. If the system
+    /// of Windows refuses to unmap one of several mappings, those before it are unmapped.
     pub fn unmap(&self, offset: u64, len: u64) -> Result<(), ArenaError> {
         self.change("unmap", offset, len, None, ReservedArena::unmap)
     }
@@ -319,6 +361,14 @@ impl Arena {
             len,
             size: self.size,
         })?;
+        if let Some((from, piece)) = pieces.in_the_way(start, end, file.is_some()) {
+            return Err(ArenaError::Mapped {
+                offset,
+                len,
+                mapped_offset: to_u64(from),
+                mapped_len: to_u64(piece.end.saturating_sub(from)),
+            });
+        }
         if let Some((page, file_offset)) = file {
             let page_size = to_u64(page);
             let at = to_u64(self.address.saturating_add(start));
@@ -408,6 +458,14 @@ impl Pieces {
                     && !at.saturating_sub(piece_start).is_multiple_of(piece.page)
             })
         })
+    }
+
+    /// Returns a piece that the system cannot change as requested, because pieces are whole there.
+    fn in_the_way(&self, start: usize, end: usize, is_mapped: bool) -> Option<(usize, Piece)> {
+        let is_cut = |from: usize, piece: Piece| from < start || end < piece.end;
+        self.cut_by(start, end)
+            .find(|(from, piece)| is_mapped || is_cut(*from, *piece))
+            .filter(|_| sys::MAPPINGS_ARE_WHOLE)
     }
 
     /// Extends a range that is unmapped to the pieces before and after it.

@@ -3,15 +3,19 @@
 mod group_limit;
 #[cfg(target_os = "linux")]
 mod linux;
+mod vma_budget;
 #[cfg(windows)]
 mod windows;
 
 pub use group_limit::GroupLimit;
+#[cfg(target_os = "linux")]
+pub(crate) use linux::process_limits;
 #[cfg(all(test, target_os = "linux"))]
 pub(crate) use linux::tree;
 #[cfg(target_os = "linux")]
 pub use linux::{huge_page_pools, HostResources, HugePagePool};
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{process_limits, read_vma_limit, vma_limit, VmaBudget};
+pub(crate) use vma_budget::vma_limit;
+pub(crate) use vma_budget::{read_vma_limit, VmaBudget};
 #[cfg(windows)]
 pub(crate) use windows::HostResources;

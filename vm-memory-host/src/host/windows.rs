@@ -11,4 +11,9 @@ impl HostResources {
     pub(crate) fn current() -> Self {
         Self
     }
+
+    /// Returns the number of VMAs that a process may have: the system does not limit it.
+    pub(super) fn max_map_count(&self) -> Option<u64> {
+        None
+    }
 }

@@ -253,8 +253,8 @@ impl Deref for Changes<'_> {
 ///
 /// The result is 0 in a process that is not at this limit. Makes no system call.
 ///
-/// On Windows, it counts the addresses of private memory that the system has refused to release. It
-/// does not count files.
+/// On Windows, it counts the addresses of private memory and of arenas that the system has refused
+/// to release. It does not count files of regions.
 ///
 /// # Examples
 ///

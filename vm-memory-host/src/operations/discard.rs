@@ -12,8 +12,7 @@ use crate::mapping::{parts, span_of, HostMapped, HostMapping, Part};
 /// no longer needs. A balloon lists single pages: use [`discard_pages`](crate::discard_pages) or
 /// [`Balloon`](crate::Balloon).
 ///
-/// On Linux, the method depends on the backing, as listed here. [Windows](crate#windows) has
-/// others.
+/// On Linux, the method depends on the backing, as listed here. [Windows](#windows) has others.
 ///
 /// | backing | method | effect |
 /// |---|---|---|
@@ -86,6 +85,14 @@ use crate::mapping::{parts, span_of, HostMapped, HostMapping, Part};
 ///
 /// Dropping a region that is adjacent to another one also sends an event. The handler must run
 /// until the drop, or its descriptor must be closed before.
+///
+/// # Windows
+///
+/// Anonymous memory is decommitted and committed again, up to 2 MiB at a time, and an access
+/// meanwhile returns an error. If the system refuses to commit these pages, they stay inaccessible
+/// until another discard of them succeeds. Large pages, files and locked memory are overwritten,
+/// and so is all memory of a process without the [fault handler](vm_memory::fault). The front page
+/// lists [what devices must observe](crate#windows).
 ///
 /// # Examples
 ///

@@ -43,6 +43,12 @@ use crate::mapping::{parts, span_of, to_u64, unplugged_runs, HostMapped, HostMap
 /// guest's range is inside its own region ([`Span::contains_range`](crate::Span::contains_range)),
 /// and within its `requested_size`.
 ///
+/// # Windows
+///
+/// The memory of the blocks is committed, and counts against the commit limit. A block must be
+/// [`Unplugged::Protected`](crate::Unplugged::Protected) anonymous memory. Map it in the guest
+/// after the call.
+///
 /// # Examples
 ///
 /// ```
@@ -117,6 +123,11 @@ where
 /// [state](plug_state) first.
 ///
 /// The range may span regions, also those of another device, as in [`plug`].
+///
+/// # Windows
+///
+/// The memory of the blocks is decommitted, and no longer counts against the commit limit. Unmap
+/// the blocks from the guest before the call.
 ///
 /// # Examples
 ///

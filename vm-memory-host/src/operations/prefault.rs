@@ -75,6 +75,11 @@ const STEP: usize = 32 << 20;
 ///
 /// New threads handle only the signals that their own faults raise.
 ///
+/// # Windows
+///
+/// Each page is read, which populates it. Threads do not move to the CPUs of a node. The memory is
+/// not checked in advance: the build has committed it.
+///
 /// # Examples
 ///
 /// ```

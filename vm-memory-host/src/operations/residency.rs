@@ -21,6 +21,12 @@ use crate::region::Span;
 /// mapping of a file, this can be twice its size: each page that the guest has written is in memory
 /// twice.
 ///
+/// # Windows
+///
+/// The numbers count the pages in the working set of this process (`QueryWorkingSetEx`). So
+/// `mapped` is the same as `resident`, and `swapped` is 0. Pages of a file that only other
+/// processes have in memory do not count. Large pages count as `huge`.
+///
 /// # Examples
 ///
 /// ```
@@ -139,7 +145,8 @@ pub enum ResidencyError {
 /// Returns the memory that each region uses, in the order of addresses.
 ///
 /// The cost grows with the number of pages, since the kernel looks up each of them, and with the
-/// number of VMAs of the process.
+/// number of VMAs of the process. On Windows, the numbers are those of the
+/// [working set](Residency#windows).
 ///
 /// # Examples
 ///
@@ -158,8 +165,9 @@ pub enum ResidencyError {
 /// # Errors
 ///
 /// Returns a [`ResidencyError`] if a region was not built by this crate, or was built by the parent
-/// process. Also returns one if mincore(2) or a read of /proc/thread-self/smaps fails. If that file
-/// is missing or may not be read, the result [is partial](Residency::is_partial).
+/// process. Also returns one if mincore(2) or a read of /proc/thread-self/smaps fails, or the query
+/// of the working set. If that file is missing or may not be read, the result
+/// [is partial](Residency::is_partial).
 #[doc(alias = "mincore")]
 #[doc(alias = "smaps")]
 pub fn residency<M>(memory: &M) -> Result<Vec<(Span, Residency)>, ResidencyError>

@@ -16,6 +16,13 @@ use crate::sys::OwnedFile;
 /// | [`File`](Self::File), shared | yes | the page cache, a device, or the memfd that was passed |
 /// | [`File`](Self::File), private | no | the file until the guest writes, then ordinary memory |
 ///
+/// # Windows
+///
+/// [`Anonymous`](Self::Anonymous) is committed memory of `VirtualAlloc`. [`Hugetlb`](Self::Hugetlb)
+/// is large pages of the one size that the system has. No other process can map them, they are
+/// always in memory, and they need the privilege `SeLockMemoryPrivilege`. [`Memfd`](Self::Memfd)
+/// and [`private_file`](Self::private_file) are errors of the build.
+///
 /// # Examples
 ///
 /// ```

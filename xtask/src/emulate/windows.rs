@@ -33,6 +33,7 @@ const CI_TESTS: &[&str] = &[
     "--test=plugged_blocks",
     "--test=threads",
     "--test=windows",
+    "--test=windows_arena",
     "--test=windows_without_fault_handler",
 ];
 
@@ -43,6 +44,7 @@ const WINE_10_TESTS: &[&str] = &[
     "--test=file_views_b13",
     "--test=placeholders",
     "--test=plugged_blocks",
+    "--test=windows_arena",
 ];
 
 /// Runs the tests that the system can break.
@@ -75,7 +77,7 @@ pub(super) fn tests_of_wine_10(harness: &Harness, suite: &Suite) -> Result<Strin
         // Without root or a network.
         Err(error) => return Ok(format!("SKIPPED: {}: no Wine 10: {error:#}", suite.title)),
     };
-    let mut command = harness.test_of(&suite.platform, &["vm-memory"], NOT_ON_WINDOWS);
+    let mut command = harness.test_of(&suite.platform, PACKAGES, NOT_ON_WINDOWS);
     command.args(WINE_10_TESTS);
     wine.runs(&mut command, suite.platform.target);
     let counts = harness.count(suite.name, command)?;

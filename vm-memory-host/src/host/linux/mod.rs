@@ -6,17 +6,14 @@
 //! | `resources` | [`HostResources`]: pools of huge pages, NUMA nodes, available memory |
 //! | `control_groups` | limits of control groups on memory and huge pages |
 //! | `process_limits` | the limit of this process that a refused call has reached |
-//! | `vma_budget` | [`VmaBudget`]: a limit on the VMAs of guest memory |
 
 mod control_groups;
 mod files;
 pub(crate) mod process_limits;
 mod resources;
-mod vma_budget;
 
 use super::GroupLimit;
 
 #[cfg(test)]
 pub(crate) use resources::tests::tree;
 pub use resources::{huge_page_pools, HostResources, HugePagePool};
-pub(crate) use vma_budget::{read_vma_limit, vma_limit, VmaBudget};

@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::files::SystemFiles;
-use super::read_vma_limit;
+use crate::host::read_vma_limit;
 
 /// The resources of the host: pools of huge pages, NUMA nodes, memory, control groups.
 ///
@@ -221,7 +221,7 @@ impl HostResources {
     }
 
     /// Returns the number of VMAs that a process may have, or `None` if it is not known.
-    pub(super) fn max_map_count(&self) -> Option<u64> {
+    pub(in crate::host) fn max_map_count(&self) -> Option<u64> {
         self.files.number(&self.proc().join("sys/vm/max_map_count"))
     }
 

@@ -9,6 +9,9 @@ use super::{file_system, page_size, HUGETLBFS, READ_WRITE};
 /// Moves a mapping to a given address, over everything that is mapped there.
 const MOVE: libc::c_int = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
 
+/// Whether a mapping in an arena stays until all of it is unmapped. Linux replaces parts of it.
+pub(crate) const MAPPINGS_ARE_WHOLE: bool = false;
+
 /// Reserved addresses between two guards. They are inaccessible, except where a file is mapped.
 ///
 /// Invariant: the reservation has no gaps. No method makes one: [`map`](Self::map) and

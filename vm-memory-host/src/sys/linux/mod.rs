@@ -16,7 +16,7 @@ mod reservation;
 mod signals;
 mod threads;
 
-pub(crate) use arena::{page_size_of, ReservedArena};
+pub(crate) use arena::{page_size_of, ReservedArena, MAPPINGS_ARE_WHOLE};
 pub(crate) use files::{
     allocate_own_range, allocate_range, block_device_length, can_be_sealed, cannot_shrink,
     file_system, is_open_for_writing, memfd, next_data, punch_hole, seal_length, zero_range,
@@ -25,7 +25,7 @@ pub(crate) use files::{
 pub(crate) use mapped::{Advice, Mapped, NodePolicy};
 #[cfg(test)]
 pub(crate) use process::{in_child, in_child_without_main_thread};
-pub(crate) use remedies::{plug_remedy, populate_remedy, SHORTAGES};
+pub(crate) use remedies::{plug_remedy, populate_remedy, SHORTAGES, VMA_REMEDY};
 pub(crate) use reservation::{
     populates_mappings, resident_of_file, still_mapped, Reserved, Source,
 };

@@ -5,6 +5,9 @@ use std::io;
 /// The system's errors for too few pages.
 pub(crate) const SHORTAGES: [i32; 4] = [libc::EFAULT, libc::ENOMEM, libc::ENOSPC, libc::EDQUOT];
 
+/// The remedy for an arena that may use no more VMAs.
+pub(crate) const VMA_REMEDY: &str = "unmap some, or raise vm.max_map_count";
+
 /// Returns a remedy for blocks that cannot be plugged, to append to a message.
 pub(crate) fn plug_remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error() {

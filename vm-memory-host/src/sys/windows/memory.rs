@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, FileOffset, MmapRegion, Permissions, VolatileSlice};
-use windows_sys::Win32::Foundation::{ERROR_ACCESS_DENIED, ERROR_INVALID_PARAMETER};
+use windows_sys::Win32::Foundation::ERROR_ACCESS_DENIED;
 use windows_sys::Win32::System::Memory::{
     GetLargePageMinimum, VirtualAlloc, VirtualAllocExNuma, VirtualFree, VirtualLock, MEM_COMMIT,
     MEM_DECOMMIT, MEM_LARGE_PAGES, MEM_RELEASE, MEM_RESERVE, PAGE_NOACCESS, PAGE_PROTECTION_FLAGS,
@@ -17,9 +17,8 @@ use windows_sys::Win32::System::Memory::{
 use windows_sys::Win32::System::ProcessStatus::{
     K32QueryWorkingSetEx, PSAPI_WORKING_SET_EX_BLOCK, PSAPI_WORKING_SET_EX_INFORMATION,
 };
-use windows_sys::Win32::System::Threading::GetCurrentProcess;
 
-use super::page_size;
+use super::{check, invalid, page_size, this_process};
 use crate::sys::{page_size_u64, system_error, to_u64};
 
 /// The memory of one region. Dropping it releases the memory.
@@ -75,6 +74,34 @@ pub(crate) struct Placement {
     pub(crate) node: Option<u32>,
 }
 
+impl Placement {
+    /// Returns the number of addresses in which `len` bytes fit between two guards, at each base.
+    ///
+    /// Fails unless the length and the placement are whole pages.
+    pub(super) fn len_with_guards(self, len: usize) -> Result<usize> {
+        let page = page_size();
+        let Self { align, rest, .. } = self;
+        let is_whole = |size: usize| size.is_multiple_of(page);
+        if len == 0 || ![len, align, rest].into_iter().all(is_whole) || !align.is_power_of_two() {
+            return Err(invalid());
+        }
+        // The bytes begin after a guard and less than `align` further bytes.
+        let slack = align
+            .checked_add(page)
+            .and_then(|slack| slack.checked_add(page));
+        let all = slack.and_then(|slack| len.checked_add(slack));
+        all.ok_or_else(invalid)
+    }
+
+    /// Returns the offset of the bytes in these addresses, which begin at `base`.
+    pub(super) fn offset_from(self, base: usize) -> usize {
+        let page = page_size();
+        let after_guard = base.wrapping_add(page);
+        let further = self.rest.wrapping_sub(after_guard) & self.align.wrapping_sub(1);
+        page.saturating_add(further)
+    }
+}
+
 /// The pages of a range that are in the working set of this process, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WorkingSet {
@@ -85,13 +112,20 @@ pub(crate) struct WorkingSet {
     pub(crate) locked: u64,
 }
 
-/// The bytes of dropped private memory that the system has refused to release.
+/// The bytes of dropped private memory and arenas that the system has refused to release.
 static STILL_MAPPED: AtomicU64 = AtomicU64::new(0);
 
-/// Returns the number of bytes of dropped private memory that the system has refused to release.
+/// Returns the bytes of dropped private memory and arenas that the system has refused to release.
 pub(crate) fn still_mapped() -> u64 {
     // Relaxed: the counter protects no other memory.
     STILL_MAPPED.load(Ordering::Relaxed)
+}
+
+/// Counts bytes that the system has just refused to release, and reports its error.
+pub(super) fn count_still_mapped(len: usize) {
+    log_warning!("cannot release memory: {}", Error::last_os_error());
+    // Relaxed: see `still_mapped`.
+    STILL_MAPPED.fetch_add(to_u64(len), Ordering::Relaxed);
 }
 
 /// Returns the size of a large page in bytes, or `None` if the processor has none.
@@ -118,8 +152,7 @@ impl Reservation {
     ) -> Result<Self> {
         // This number stands for no preferred node (`NUMA_NO_PREFERRED_NODE`).
         let node = node.unwrap_or(u32::MAX);
-        // SAFETY: the call takes no argument, and returns a constant.
-        let process = unsafe { GetCurrentProcess() };
+        let process = this_process();
         // SAFETY: without an address, the call returns new addresses of this process. So it
         // invalidates no memory that is in use.
         let base = unsafe { VirtualAllocExNuma(process, null(), len, how, protection, node) };
@@ -141,15 +174,9 @@ impl Drop for Reservation {
         // them any more: the `Mapped` that owns this object is being dropped, and a vm-memory
         // region over it would keep its owner.
         if unsafe { VirtualFree(self.base.cast(), 0, MEM_RELEASE) } == 0 {
-            log_warning!("cannot release memory: {}", Error::last_os_error());
-            // Relaxed: see `still_mapped`.
-            STILL_MAPPED.fetch_add(to_u64(self.len), Ordering::Relaxed);
+            count_still_mapped(self.len);
         }
     }
-}
-
-fn invalid() -> Error {
-    Error::from_raw_os_error(ERROR_INVALID_PARAMETER.cast_signed())
 }
 
 impl Mapped {
@@ -157,22 +184,9 @@ impl Mapped {
     ///
     /// Fails unless `len` and the placement are whole pages.
     pub(crate) fn reserve(len: usize, place: Placement) -> Result<Self> {
-        let page = page_size();
-        let Placement { align, rest, node } = place;
-        let is_whole = |size: usize| size.is_multiple_of(page);
-        if len == 0 || ![len, align, rest].into_iter().all(is_whole) || !align.is_power_of_two() {
-            return Err(invalid());
-        }
-        // The region begins after a guard and less than `align` further bytes.
-        let slack = align
-            .checked_add(page)
-            .and_then(|slack| slack.checked_add(page));
-        let all = slack.and_then(|slack| len.checked_add(slack));
-        let all = all.ok_or_else(invalid)?;
-        let mut reservation = Reservation::new(all, MEM_RESERVE, PAGE_NOACCESS, node)?;
-        let after_guard = reservation.base.addr().wrapping_add(page);
-        let further = rest.wrapping_sub(after_guard) & align.wrapping_sub(1);
-        reservation.offset = page.saturating_add(further);
+        let all = place.len_with_guards(len)?;
+        let mut reservation = Reservation::new(all, MEM_RESERVE, PAGE_NOACCESS, place.node)?;
+        reservation.offset = place.offset_from(reservation.base.addr());
         Ok(Self {
             memory: Memory::Private(reservation),
             len,
@@ -339,8 +353,7 @@ const ENTRIES: usize = 512;
 /// Fills in the attributes of the pages whose addresses are in `entries`.
 fn query(entries: &mut [PSAPI_WORKING_SET_EX_INFORMATION]) -> Result<()> {
     let size = u32::try_from(size_of_val(entries)).map_err(|_| invalid())?;
-    // SAFETY: the call takes no argument, and returns a constant.
-    let process = unsafe { GetCurrentProcess() };
+    let process = this_process();
     // SAFETY: the call reads the addresses and writes the attributes of `size` bytes of entries,
     // which is the size of the slice. It accesses no byte at the addresses.
     check(unsafe { K32QueryWorkingSetEx(process, entries.as_mut_ptr().cast(), size) })
@@ -363,14 +376,6 @@ impl WorkingSet {
         count(&mut self.private, !is_shared);
         count(&mut self.locked, is_locked);
         count(&mut self.large, is_large);
-    }
-}
-
-/// Turns the result of a system call into an error if it is `FALSE`.
-fn check(succeeded: i32) -> Result<()> {
-    match succeeded {
-        0 => Err(Error::last_os_error()),
-        _ => Ok(()),
     }
 }
 

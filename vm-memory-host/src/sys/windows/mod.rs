@@ -1,22 +1,27 @@
 //! System calls of Windows.
 
+mod arena;
 mod files;
 mod memory;
+mod placeholders;
 mod remedies;
 mod threads;
 
+pub(crate) use arena::{page_size_of, ReservedArena, MAPPINGS_ARE_WHOLE};
 pub(crate) use files::{file_identity, has_holes};
 pub(crate) use memory::{large_page_size, still_mapped, Mapped, Placement};
-pub(crate) use remedies::{plug_remedy, populate_remedy, SHORTAGES};
+pub(crate) use remedies::{plug_remedy, populate_remedy, SHORTAGES, VMA_REMEDY};
 pub(crate) use threads::{run_on_threads, Cpus};
 
 /// An open file, in the signatures of this crate.
 pub(crate) use std::os::windows::io::OwnedHandle as OwnedFile;
 
+use std::io::{Error, Result};
 use std::mem::MaybeUninit;
 
+use windows_sys::Win32::Foundation::{ERROR_INVALID_PARAMETER, HANDLE};
 use windows_sys::Win32::System::SystemInformation::{GetSystemInfo, SYSTEM_INFO};
-use windows_sys::Win32::System::Threading::GetNumaHighestNodeNumber;
+use windows_sys::Win32::System::Threading::{GetCurrentProcess, GetNumaHighestNodeNumber};
 
 /// Returns the size of an ordinary page in bytes.
 pub(crate) fn page_size() -> usize {
@@ -36,4 +41,22 @@ pub(crate) fn highest_node() -> u32 {
         0 => 0,
         _ => highest,
     }
+}
+
+/// Returns the handle that stands for this process. Nobody has to close it.
+fn this_process() -> HANDLE {
+    // SAFETY: the call takes no argument, and returns a constant.
+    unsafe { GetCurrentProcess() }
+}
+
+/// Turns the result of a system call into an error if it is `FALSE`.
+fn check(succeeded: i32) -> Result<()> {
+    match succeeded {
+        0 => Err(Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+fn invalid() -> Error {
+    Error::from_raw_os_error(ERROR_INVALID_PARAMETER.cast_signed())
 }

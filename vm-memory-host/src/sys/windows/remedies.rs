@@ -16,6 +16,9 @@ pub(crate) const SHORTAGES: [i32; 5] = [
     ERROR_WORKING_SET_QUOTA.cast_signed(),
 ];
 
+/// The remedy for an arena that may use no more VMAs.
+pub(crate) const VMA_REMEDY: &str = "unmap some";
+
 /// Returns a remedy for blocks that cannot be plugged, to append to a message.
 pub(crate) fn plug_remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error() {

@@ -1,9 +1,12 @@
 //! [`VmaBudget`]: a limit on the VMAs of guest memory.
 //!
-//! A process may have `vm.max_map_count` VMAs. Each region needs some, and an untrusted description
-//! chooses how many regions there are. A guest creates more by unplugging protected blocks and by
-//! discarding pages of private files. This module counts them in advance, for the whole process,
-//! and leaves half of the maximum to the process itself.
+//! On Linux, a process may have `vm.max_map_count` VMAs. Each region needs some, and an untrusted
+//! description chooses how many regions there are. A guest creates more by unplugging protected
+//! blocks and by discarding pages of private files. This module counts them in advance, for the
+//! whole process, and leaves half of the maximum to the process itself.
+//!
+//! Windows has no maximum, but each VMA takes memory of the kernel. An arena counts its VMAs there,
+//! under the maximum that Linux has by default.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
@@ -45,6 +48,7 @@ impl VmaBudget {
     }
 
     /// Moves up to `count` VMAs of this share to a share of their own.
+    #[cfg(target_os = "linux")]
     pub(crate) fn split(&mut self, count: usize) -> Self {
         let count = count.min(self.0);
         self.0 = self.0.saturating_sub(count);
@@ -52,6 +56,7 @@ impl VmaBudget {
     }
 
     /// Returns the number of VMAs that are in no share.
+    #[cfg(target_os = "linux")]
     pub(crate) fn available() -> usize {
         // Relaxed: the number may change before the caller uses it, and protects no other memory.
         vma_limit().saturating_sub(IN_USE.load(Ordering::Relaxed))
@@ -80,7 +85,7 @@ impl Drop for VmaBudget {
 /// The limit of this process.
 static LIMIT: VmaLimit = VmaLimit(OnceLock::new());
 
-/// Half of `vm.max_map_count`, once it was read.
+/// Half of the maximum, once it was read.
 struct VmaLimit(OnceLock<usize>);
 
 impl VmaLimit {
@@ -107,14 +112,14 @@ pub(crate) fn read_vma_limit(host: &HostResources) {
     LIMIT.read(host);
 }
 
-/// Returns the number of VMAs that guest memory may have: half of `vm.max_map_count`.
+/// Returns the number of VMAs that guest memory may have: half of the maximum.
 ///
 /// Reads no file.
 pub(crate) fn vma_limit() -> usize {
     LIMIT.get()
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
     use crate::host::tree;
