@@ -39,6 +39,7 @@ const CI_TESTS: &[&str] = &[
 
 /// The tests of Wine 10: those that need placeholders, and those of mappings and faults.
 const WINE_10_TESTS: &[&str] = &[
+    "--lib",
     "--test=exceptions",
     "--test=fault_handler_alone",
     "--test=file_views_b13",

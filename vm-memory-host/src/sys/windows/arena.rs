@@ -312,3 +312,103 @@ fn section_of(file: &File, protection: u32) -> Result<OwnedHandle> {
     // SAFETY: the call has created this handle, and nothing else has it.
     Ok(unsafe { OwnedHandle::from_raw_handle(section) })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::c_void;
+
+    use test_support::{skipped, temp_file_of_len};
+    use windows_sys::Win32::Foundation::HANDLE;
+
+    use super::*;
+
+    const PAGES: usize = 16;
+
+    /// Reserves pages, or reports a skip if the system has no placeholders.
+    fn arena(test: &str) -> Option<ReservedArena> {
+        match ReservedArena::new(PAGES * page_size(), 2 << 20) {
+            Ok(arena) => Some(arena),
+            Err(error) => {
+                skipped(test, error);
+                None
+            }
+        }
+    }
+
+    /// Maps pages of a file from its start, or unmaps them.
+    fn change(
+        arena: &mut ReservedArena,
+        at: usize,
+        pages: usize,
+        file: Option<&File>,
+    ) -> Result<()> {
+        let page = page_size();
+        let (offset, len) = (at * page, pages * page);
+        match file {
+            Some(file) => arena.map(offset, len, file, page, 0, true),
+            None => arena.unmap(offset, len),
+        }
+    }
+
+    unsafe extern "system" fn map_nothing(
+        _: HANDLE,
+        _: HANDLE,
+        _: *const c_void,
+        _: u64,
+        _: usize,
+        _: u32,
+        _: u32,
+        _: *mut c_void,
+        _: u32,
+    ) -> *mut c_void {
+        null_mut()
+    }
+
+    unsafe extern "system" fn unmap_nothing(_: HANDLE, _: *const c_void, _: u32) -> i32 {
+        0
+    }
+
+    #[test]
+    fn map_that_the_system_refuses_leaves_one_placeholder_between_views() {
+        let test = "map_that_the_system_refuses_leaves_one_placeholder_between_views";
+        let Some(mut arena) = arena(test) else {
+            return;
+        };
+        let file = temp_file_of_len(1 << 20);
+        change(&mut arena, 0, 1, Some(&file)).unwrap();
+        let before = arena.parts.clone();
+        // The guard before the arena, the view, and the other addresses.
+        assert_eq!(before.len(), 3);
+        let map_view = arena.functions.map_view;
+        for at in 1..PAGES {
+            arena.functions.map_view = map_nothing;
+            assert!(change(&mut arena, at, 1, Some(&file)).is_err());
+            assert_eq!(arena.parts, before, "{at}");
+        }
+        arena.functions.map_view = map_view;
+        change(&mut arena, 1, PAGES - 1, Some(&file)).unwrap();
+    }
+
+    #[test]
+    fn unmap_that_the_system_refuses_keeps_the_view_until_the_next_one() {
+        let test = "unmap_that_the_system_refuses_keeps_the_view_until_the_next_one";
+        let Some(mut arena) = arena(test) else {
+            return;
+        };
+        let file = temp_file_of_len(1 << 20);
+        change(&mut arena, 2, 3, Some(&file)).unwrap();
+        change(&mut arena, 5, 1, Some(&file)).unwrap();
+        let before = arena.parts.clone();
+        let unmap_view = arena.functions.unmap_view;
+        arena.functions.unmap_view = unmap_nothing;
+        assert!(change(&mut arena, 0, PAGES, None).is_err());
+        assert_eq!(arena.parts, before);
+        arena.functions.unmap_view = unmap_view;
+        // A call that fails changes nothing: one that cuts a view, and one over a view.
+        assert!(change(&mut arena, 0, 3, None).is_err());
+        assert!(change(&mut arena, 4, 1, Some(&file)).is_err());
+        assert_eq!(arena.parts, before);
+        change(&mut arena, 0, PAGES, None).unwrap();
+        assert_eq!(arena.parts.len(), 1);
+    }
+}
