@@ -120,7 +120,7 @@ use crate::mapping::{parts, span_of, HostMapped, HostMapping, Part};
 /// Returns [`ChangeError::System`] if the system refuses a call. Earlier regions of the range stay
 /// discarded.
 ///
-/// The same error means that a page to overwrite is not available: another process has removed it
+/// The same error means that a page to overwrite is not available. Another process has removed it
 /// from an unsealed file, and the file system is full. If it does so during the call, or before
 /// Linux 5.14, the error requires the [fault handler](vm_memory::fault). Without it, SIGBUS ends
 /// the process.
