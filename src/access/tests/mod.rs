@@ -212,10 +212,14 @@ fn numbered(len: usize) -> Vec<u8> {
 }
 
 /// The largest number of bytes that a routine moves by one instruction.
-const WIDEST: usize = if cfg!(all(target_arch = "x86_64", not(vm_memory_portable))) {
+const WIDEST: usize = if cfg!(vm_memory_portable) {
+    16
+} else if cfg!(target_arch = "x86_64") {
     64
-} else {
+} else if cfg!(target_arch = "aarch64") {
     32
+} else {
+    16
 };
 
 /// Returns the tested offsets from an aligned address.
