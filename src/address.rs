@@ -127,20 +127,16 @@ pub trait Address:
 
     /// Rounds up to a multiple of `power_of_two`.
     ///
+    /// The result is meaningless if it does not fit, or if `power_of_two` is not a power of two.
+    ///
     /// # Panics
     ///
-    /// - Panics if `power_of_two` is not a power of two, with debug assertions.
-    /// - Panics if the result does not fit, with overflow checks.
-    ///
-    /// Without these checks, the result is meaningless.
+    /// Panics if the result does not fit or `power_of_two` is 0, and overflow checks are enabled.
     #[expect(
         clippy::arithmetic_side_effects,
         reason = "the method is the unchecked form"
     )]
     fn unchecked_align_up(&self, power_of_two: Self::V) -> Self {
-        if cfg!(debug_assertions) {
-            low_bits_of::<Self>(power_of_two);
-        }
         let low_bits = power_of_two - Self::one();
         self.unchecked_add(low_bits) & !low_bits
     }
@@ -370,6 +366,15 @@ mod tests {
             GuestAddress(u64::MAX).checked_align_up(1),
             Some(GuestAddress(u64::MAX))
         );
+    }
+
+    /// As in 0.18.0.
+    #[test]
+    fn unchecked_align_up_to_other_number_does_not_panic() {
+        for (addr, other, expected) in [(0, 3, 0), (1, 6, 2), (5, 6, 10), (1, u64::MAX, 1)] {
+            let aligned = GuestAddress(addr).unchecked_align_up(other);
+            assert_eq!(aligned, GuestAddress(expected), "{addr}, {other}");
+        }
     }
 
     #[test]
