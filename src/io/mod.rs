@@ -49,8 +49,6 @@ use crate::volatile_memory::{Error as VolatileMemoryError, VolatileSlice};
 
 #[cfg(all(feature = "rawfd", unix))]
 mod rawfd;
-#[cfg(all(feature = "rawfd", unix))]
-pub(crate) use rawfd::MAX_TRANSFER;
 
 /// A source of bytes that can fill volatile memory directly.
 ///

@@ -15,10 +15,9 @@ use crate::volatile_memory::{Error as VolatileMemoryError, VolatileSlice};
 
 /// The maximum number of bytes that one system call accepts, if the system has one.
 ///
-/// macOS refuses more than `INT_MAX` bytes with `EINVAL`, also as the sum of several vectors. Linux
-/// moves the first 0x7fff_f000 bytes of a longer transfer. This crate does the same on macOS. Other
-/// systems accept each length.
-pub(crate) const MAX_TRANSFER: Option<usize> = if cfg!(target_vendor = "apple") {
+/// macOS refuses more than `INT_MAX` bytes with `EINVAL`. Linux moves the first 0x7fff_f000 bytes
+/// of a longer transfer. This crate does the same on macOS. Other systems accept each length.
+const MAX_TRANSFER: Option<usize> = if cfg!(target_vendor = "apple") {
     Some(0x7fff_f000)
 } else {
     None
@@ -114,6 +113,17 @@ mod tests {
     use crate::bytes::Bytes;
     use std::io::{Read, Seek, SeekFrom};
     use test_support::temp_file;
+
+    #[test]
+    fn accepted_length_is_at_most_the_limit_of_macos() {
+        let (limit, most) = (0x7fff_f000, usize::MAX);
+        let long = if cfg!(target_vendor = "apple") {
+            limit
+        } else {
+            most
+        };
+        assert_eq!([0, 1, limit, most].map(accepted), [0, 1, limit, long]);
+    }
 
     #[test]
     fn file_read_and_write_volatile_move_bytes() {

@@ -528,7 +528,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         fd: BorrowedFd<'_>,
         position: FilePosition,
     ) -> std::io::Result<usize> {
-        debug_assert!(vectors.len() <= MAX_VECTORS);
+        debug_assert!(vectors.len() <= MAX_VECTORS && total_len(vectors) <= MAX_BYTES);
         loop {
             // SAFETY: each of `vectors` was made from a slice in `self.slices` or a part of one.
             // Its memory is mapped while the segment exists (invariant of this module), and `self`

@@ -4,7 +4,6 @@ use std::io::{Error, Result};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::convert::to_u64;
-use crate::io::MAX_TRANSFER;
 
 /// The maximum number of vectors that the kernel accepts in one call.
 ///
@@ -17,7 +16,8 @@ pub const MAX_VECTORS: usize = 1024;
 /// The maximum number of bytes of a single call.
 ///
 /// A read marks all bytes of its vectors. Without a limit, a loop over a long range would take
-/// quadratic time.
+/// quadratic time. It is also less than all systems accept, of which macOS has the lowest limit
+/// (`INT_MAX`).
 pub(super) const MAX_BYTES: usize = 64 << 20;
 
 /// The direction of a transfer, as the descriptor sees it.
@@ -53,7 +53,7 @@ impl FilePosition {
 
 /// Moves bytes between `fd` and the memory of `vectors` by one system call. Returns their number.
 ///
-/// It moves at most [`MAX_TRANSFER`] bytes.
+/// The vectors have at most [`MAX_BYTES`] bytes.
 ///
 /// # Safety
 ///
@@ -65,8 +65,6 @@ pub(super) unsafe fn call(
     position: FilePosition,
     vectors: &[libc::iovec],
 ) -> Result<usize> {
-    let mut shortened = None;
-    let vectors = accepted(vectors, MAX_TRANSFER, &mut shortened);
     let first = vectors.as_ptr();
     let count = libc::c_int::try_from(vectors.len().min(MAX_VECTORS)).unwrap_or(libc::c_int::MAX);
     let fd = fd.as_raw_fd();
@@ -102,70 +100,9 @@ pub(super) unsafe fn call(
     usize::try_from(moved).map_err(|_| Error::last_os_error())
 }
 
-/// Returns the vectors that one call of at most `limit` bytes accepts. `None` accepts all.
-///
-/// They have bytes if `vectors` has. If the first of these bytes are those of a vector that is
-/// longer than `limit`, its start is returned, in `shortened`.
-#[inline(always)]
-fn accepted<'v>(
-    vectors: &'v [libc::iovec],
-    limit: Option<usize>,
-    shortened: &'v mut Option<libc::iovec>,
-) -> &'v [libc::iovec] {
-    let Some(limit) = limit else {
-        return vectors;
-    };
-    let mut rest = limit;
-    for (at, vector) in vectors.iter().enumerate() {
-        match rest.checked_sub(vector.iov_len) {
-            Some(after) => rest = after,
-            None if rest == limit => {
-                let start = libc::iovec {
-                    iov_base: vector.iov_base,
-                    iov_len: limit,
-                };
-                return core::slice::from_ref(shortened.insert(start));
-            }
-            None => return vectors.get(..at).unwrap_or(vectors),
-        }
-    }
-    vectors
-}
-
 /// Converts an offset to the kernel's type.
 ///
 /// Returns `EINVAL` if it does not fit, as preadv(2) does for a negative offset.
 fn file_offset(offset: u64) -> Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| Error::from_raw_os_error(libc::EINVAL))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The lengths of the vectors that a call of at most `limit` bytes gets.
-    fn lengths(lengths: &[usize], limit: impl Into<Option<usize>>) -> Vec<usize> {
-        let vector = |len: &usize| libc::iovec {
-            iov_base: core::ptr::null_mut(),
-            iov_len: *len,
-        };
-        let vectors: Vec<_> = lengths.iter().map(vector).collect();
-        let accepted = accepted(&vectors, limit.into(), &mut None)
-            .iter()
-            .map(|vector| vector.iov_len)
-            .collect();
-        accepted
-    }
-
-    #[test]
-    fn accepted_vectors_have_at_most_as_many_bytes_as_the_limit() {
-        assert_eq!(lengths(&[4, 3, 2], 9), [4, 3, 2]);
-        assert_eq!(lengths(&[4, 3, 2], 8), [4, 3]);
-        assert_eq!(lengths(&[4, usize::MAX, 2], 8), [4]);
-        assert_eq!(lengths(&[4, 3, 2], 3), [3]);
-        assert_eq!(lengths(&[0, 4, 2], 3), [3]);
-        assert_eq!(lengths(&[0, 0], 3), [0, 0]);
-        assert_eq!(lengths(&[4, usize::MAX, 2], None), [4, usize::MAX, 2]);
-        assert!(lengths(&[], 3).is_empty());
-    }
 }
