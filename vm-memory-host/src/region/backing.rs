@@ -18,7 +18,7 @@ use crate::sys::OwnedFile;
 ///
 /// # Windows
 ///
-/// [`Anonymous`](Self::Anonymous) is committed memory of `VirtualAlloc`. [`Hugetlb`](Self::Hugetlb)
+/// [`Anonymous`](Self::Anonymous) is private memory of `VirtualAlloc`. [`Hugetlb`](Self::Hugetlb)
 /// is large pages of the one size that the system has. No other process can map them, they are
 /// always in memory, and they need the privilege `SeLockMemoryPrivilege`. [`Memfd`](Self::Memfd)
 /// and [`private_file`](Self::private_file) are errors of the build.

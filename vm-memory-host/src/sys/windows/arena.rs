@@ -182,12 +182,14 @@ impl ReservedArena {
         self.join(start, end).map(|_| ())
     }
 
-    /// Unmaps a view. `how` is the state of its addresses afterwards: a placeholder, or 0 for free.
+    /// Unmaps the view at an offset. `how` is the state of its addresses afterwards: a placeholder,
+    /// or 0 for free, which only `drop` may pass.
     fn unmap_view(&self, at: usize, how: u32) -> Result<()> {
         let addr = pointer(self.base.wrapping_add(at));
-        // SAFETY: the address is inside the addresses of this object. If a view begins there, `map`
-        // has mapped it. Otherwise, the call fails. An access raises an access violation then, and
-        // no code of this crate accesses the range.
+        // SAFETY: the address belongs to this object (its first invariant). The callers pass the
+        // start of a part that is a view, so `map` has mapped it and nothing has unmapped it (the
+        // second invariant). No code of this crate accesses the range. With a placeholder, another
+        // access raises an access violation. Free addresses are no longer those of an arena.
         check(unsafe { (self.functions.unmap_view)(this_process(), addr, how) })
     }
 
@@ -279,8 +281,8 @@ pub(crate) fn page_size_of(_file: &File) -> Result<usize> {
 
 /// Returns the number of bytes of a file that `len` bytes from `offset` can show.
 ///
-/// It is less than `len` only if the file ends inside the last page: the system maps all of that
-/// page. Fails if the file ends before this page.
+/// It is less than `len` only if the file ends inside the last page. The system then rounds it up
+/// to the pages of the placeholder. Fails if the file ends before this page, so it is never 0.
 fn view_len(file: &File, offset: u64, len: usize) -> Result<usize> {
     let end = offset.checked_add(to_u64(len)).ok_or_else(invalid)?;
     // Fails for a handle that is not that of a file, which would create a section without one.

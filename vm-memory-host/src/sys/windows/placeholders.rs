@@ -11,7 +11,8 @@ use windows_sys::Win32::System::Memory::{
     VirtualFree, MEM_RELEASE, MEM_RESERVE, MEM_RESERVE_PLACEHOLDER, PAGE_NOACCESS,
 };
 
-use super::{check, page_size, this_process};
+use super::memory::count_still_mapped;
+use super::{page_size, this_process};
 
 type VirtualAlloc2 = unsafe extern "system" fn(
     process: HANDLE,
@@ -96,7 +97,10 @@ impl Placeholders {
             Ok(base) => {
                 // SAFETY: `try_reserve` has reserved these addresses for this function, which has
                 // not used them. No other code knows them.
-                check(unsafe { VirtualFree(pointer(base).cast_mut(), 0, MEM_RELEASE) })?;
+                let released = unsafe { VirtualFree(pointer(base).cast_mut(), 0, MEM_RELEASE) };
+                if released == 0 {
+                    count_still_mapped(page_size());
+                }
                 Err(error)
             }
             Err(page) if is_invalid(&page) => Err(lacking()),
