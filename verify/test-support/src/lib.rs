@@ -39,7 +39,7 @@
 // A module imports only from lines above it.
 //
 // ```text
-// wait, emulator, error_chain, files, huge_pages, set_on_drop, silent_server, static_allocator,
+// wait, emulator, error_chain, files, huge_pages, set_on_drop, silent_server, static_allocator
 // system_calls
 // own_process
 // lazy_pages
