@@ -184,7 +184,8 @@
 //! | run time | [`plug_state`] | always | none |
 //! | boot | [`Arena::new`] | always | `mmap`, `munmap` |
 //! | boot | [`Arena::new`] | until `vm.max_map_count` is known | `madvise`; `openat`, `read`, `statx`, `close` to read /proc |
-//! | run time | [`Arena::map`] | always | `fstatfs`, `mmap`, `munmap`, `mremap` |
+//! | run time | [`Arena::map`] | always | `fstatfs`, `mmap`, `mremap` |
+//! | run time | [`Arena::map`] | for huge pages, or if the call fails | `munmap` |
 //! | run time | [`Arena::map`] | if the kernel lacks memory for page tables | `mincore` |
 //! | run time | [`Arena::unmap`] | always | `mmap` |
 //! | run time | [`Arena::unmap`] | if the kernel lacks memory for page tables | `mincore` |

@@ -67,7 +67,9 @@ impl Reservation {
             return Err(Error::from_raw_os_error(libc::EINVAL));
         }
         let too_large = || Error::from_raw_os_error(libc::ENOMEM);
-        let with_slack = len.checked_add(align).ok_or_else(too_large)?;
+        // Addresses are whole pages, so an alignment of one page needs no slack.
+        let slack = align.saturating_sub(page);
+        let with_slack = len.checked_add(slack).ok_or_else(too_large)?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         let process = Process::current()?;
         // SAFETY: without MAP_FIXED, mmap(2) chooses addresses that are not in use.
@@ -78,8 +80,9 @@ impl Reservation {
         let addr: *mut u8 = addr.cast();
         let before = rest.wrapping_sub(addr.addr().wrapping_add(offset)) & align.wrapping_sub(1);
         // SAFETY: the range is inside the mapping that mmap(2) has just made in `process`, which is
-        // this process: `before` is less than `align`. It is whole pages (checked above), and no
-        // other code knows its address.
+        // this process. `before` is at most `slack`: it is less than `align`, and the difference of
+        // whole pages. The range is whole pages (checked above), and no other code knows its
+        // address.
         let reservation = unsafe { Self::of(addr.wrapping_add(before), len, process) };
         let after = with_slack.saturating_sub(before).saturating_sub(len);
         // Unmap the slack on both sides.
@@ -595,7 +598,7 @@ impl Source<'_> {
 
 #[cfg(test)]
 mod tests {
-    use test_support::{refuse_calls, skipped};
+    use test_support::{in_own_process, refuse_calls, skipped};
 
     use super::*;
 
@@ -619,6 +622,29 @@ mod tests {
                 assert_eq!(unsafe { libc::munmap(addr.cast(), len) }, 0);
             }
         }
+    }
+
+    /// munmap(2) fails at `vm.max_map_count` if the kernel has merged the reservation with the
+    /// mapping after it.
+    #[test]
+    fn reservation_that_is_aligned_to_pages_unmaps_nothing() {
+        let test = "sys::linux::reservation::tests::\
+            reservation_that_is_aligned_to_pages_unmaps_nothing";
+        // Other tests change the counter.
+        in_own_process(test, |test| {
+            let page = page_size();
+            let reserve = || Reservation::new(3 * page, page, page, 0);
+            match refuse_calls(libc::SYS_munmap, libc::ENOMEM, reserve) {
+                Ok(reservation) => drop(reservation.unwrap()),
+                Err(error) => return skipped(test, format!("no seccomp filters: {error}")),
+            }
+            assert_eq!(still_mapped(), 0);
+            for align in [2 * page, 512 * page] {
+                let reservation = Reservation::new(3 * page, page, align, page).unwrap();
+                assert_eq!((reservation.addr.addr() + page) % align, page);
+                assert!(is_all_mapped(&reservation));
+            }
+        });
     }
 
     fn is_all_mapped(reservation: &Reservation) -> bool {
