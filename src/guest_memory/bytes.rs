@@ -50,7 +50,8 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     #[inline(always)]
     fn write(&self, buf: &[u8], addr: GuestAddress) -> Result<usize> {
         let mut moved = 0;
-        let ran = contiguous(self, addr, buf.len(), Permissions::Write, |slice| {
+        let range = (addr, buf.len(), Permissions::Write);
+        let ran = contiguous(self, range, |slice| {
             counted(slice.write_part(buf, 0)?, &mut moved)
         });
         match ran {
@@ -63,7 +64,8 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     #[inline(always)]
     fn read(&self, buf: &mut [u8], addr: GuestAddress) -> Result<usize> {
         let mut moved = 0;
-        let ran = contiguous(self, addr, buf.len(), Permissions::Read, |slice| {
+        let range = (addr, buf.len(), Permissions::Read);
+        let ran = contiguous(self, range, |slice| {
             counted(slice.read_part(buf, 0)?, &mut moved)
         });
         match ran {
@@ -75,10 +77,8 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
 
     #[inline(always)]
     fn write_slice(&self, buf: &[u8], addr: GuestAddress) -> Result<()> {
-        let ran = contiguous(self, addr, buf.len(), Permissions::Write, |slice| {
-            slice.write_slice(buf, 0)
-        })?;
-        if ran {
+        let range = (addr, buf.len(), Permissions::Write);
+        if contiguous(self, range, |slice| slice.write_slice(buf, 0))? {
             Ok(())
         } else {
             write_scattered(self, buf, addr, Progress::all_or_fault)
@@ -87,10 +87,8 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
 
     #[inline(always)]
     fn read_slice(&self, buf: &mut [u8], addr: GuestAddress) -> Result<()> {
-        let ran = contiguous(self, addr, buf.len(), Permissions::Read, |slice| {
-            slice.read_slice(buf, 0)
-        })?;
-        if ran {
+        let range = (addr, buf.len(), Permissions::Read);
+        if contiguous(self, range, |slice| slice.read_slice(buf, 0))? {
             Ok(())
         } else {
             read_scattered(self, buf, addr, Progress::all_or_fault)
@@ -101,9 +99,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     fn write_obj<O: ByteValued>(&self, val: O, addr: GuestAddress) -> Result<()> {
         let ran = contiguous(
             self,
-            addr,
-            size_of::<O>(),
-            Permissions::Write,
+            (addr, size_of::<O>(), Permissions::Write),
             #[inline(always)]
             |slice| slice.write_obj(val, 0),
         )?;
@@ -119,9 +115,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         let (mut value, mut read) = (MaybeUninit::uninit(), None);
         contiguous_with::<_, u64>(
             self,
-            addr,
-            size_of::<O>(),
-            Permissions::Read,
+            (addr, size_of::<O>(), Permissions::Read),
             #[inline(always)]
             |slice| {
                 read = Some(slice.read_obj_into(&mut value, 0)?);
@@ -142,11 +136,11 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     where
         F: ReadVolatile,
     {
-        let read = |segment: VolatileSlice<'_, _>, _, moved: &mut usize| {
+        let read = |segment: VolatileSlice<'_, _>, moved: &mut usize| {
             *moved = read_once(src, &segment)?;
             Ok(())
         };
-        scattered(self, addr, count, Permissions::Write, read).count()
+        scattered(self, (addr, count, Permissions::Write), read).count()
     }
 
     /// Fills the range from a source that may deliver a few bytes at a time.
@@ -165,14 +159,14 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     where
         F: ReadVolatile,
     {
-        let read = |segment: VolatileSlice<'_, _>, _, moved: &mut usize| {
+        let read = |segment: VolatileSlice<'_, _>, moved: &mut usize| {
             repeat_until_full(&segment, moved, |rest| {
                 let part = first_part(rest);
                 // A stream may claim to have moved more than it was given.
                 Ok(read_once(src, &part)?.min(part.len()))
             })
         };
-        scattered(self, addr, count, Permissions::Write, read).all()
+        scattered(self, (addr, count, Permissions::Write), read).all()
     }
 
     /// Writes the range to a target that may accept a few bytes at a time.
@@ -185,7 +179,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     where
         F: WriteVolatile,
     {
-        let write = |segment: VolatileSlice<'_, _>, _, moved: &mut usize| {
+        let write = |segment: VolatileSlice<'_, _>, moved: &mut usize| {
             repeat_until_full(&segment, moved, |rest| {
                 match retry_interrupted(|| dst.write_volatile(rest))? {
                     0 => Err(write_zero()),
@@ -193,7 +187,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
                 }
             })
         };
-        scattered(self, addr, count, Permissions::Read, write).count()
+        scattered(self, (addr, count, Permissions::Read), write).count()
     }
 
     /// Writes the range to a target that may accept a few bytes at a time, until all is written.
@@ -213,19 +207,16 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
 
     #[inline(always)]
     fn store<O: AtomicAccess>(&self, val: O, addr: GuestAddress, order: Ordering) -> Result<()> {
-        let access = Permissions::Write;
         let ran = contiguous(
             self,
-            addr,
-            size_of::<O>(),
-            access,
+            (addr, size_of::<O>(), Permissions::Write),
             #[inline(always)]
             |slice| slice.store(val, 0, order),
         )?;
         if ran {
             Ok(())
         } else {
-            only_segment(self, addr, size_of::<O>(), access, |slice| {
+            only_segment(self, addr, size_of::<O>(), Permissions::Write, |slice| {
                 slice.store(val, 0, order)
             })
         }
@@ -234,12 +225,9 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     #[inline(always)]
     fn load<O: AtomicAccess>(&self, addr: GuestAddress, order: Ordering) -> Result<O> {
         let mut value = O::zeroed();
-        let access = Permissions::Read;
         let ran = contiguous(
             self,
-            addr,
-            size_of::<O>(),
-            access,
+            (addr, size_of::<O>(), Permissions::Read),
             #[inline(always)]
             |slice| {
                 value = slice.load(0, order)?;
@@ -249,12 +237,15 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         if ran {
             Ok(value)
         } else {
-            only_segment(self, addr, size_of::<O>(), access, |slice| {
+            only_segment(self, addr, size_of::<O>(), Permissions::Read, |slice| {
                 slice.load(0, order)
             })
         }
     }
 }
+
+/// The address and length of a range, and the permission that its access needs.
+type Range = (GuestAddress, usize, Permissions);
 
 /// The progress of a transfer: the bytes moved, and the error that stopped it, if one did.
 struct Progress {
@@ -264,14 +255,6 @@ struct Progress {
 }
 
 impl Progress {
-    fn new(expected: usize) -> Self {
-        Self {
-            expected,
-            moved: 0,
-            error: None,
-        }
-    }
-
     /// Returns the number of bytes moved, or the error if it is 0.
     #[inline]
     fn count(self) -> Result<usize> {
@@ -284,17 +267,15 @@ impl Progress {
     /// Returns `Ok` if all bytes were moved.
     #[inline]
     fn all(self) -> Result<()> {
-        let expected = self.expected;
-        all_of(expected, self.count()?)
+        all_of(self.expected, self.count()?)
     }
 
     /// Like [`all`](Self::all), but returns a fault even if bytes were moved before it.
     #[inline]
     fn all_or_fault(self) -> Result<()> {
         match self.error {
-            None => all_of(self.expected, self.moved),
             Some(error @ Error::IOError(_)) => Err(error),
-            Some(_) => self.all(),
+            _ => self.all(),
         }
     }
 }
@@ -328,16 +309,14 @@ fn all_of(expected: usize, completed: usize) -> Result<()> {
 ///
 /// # Errors
 ///
-/// Returns the error of `transfer`, or of the translation of `addr`.
+/// Returns the error of `transfer`, or of the translation of the address.
 #[inline(always)]
 fn contiguous<M: GuestMemory + ?Sized>(
     memory: &M,
-    addr: GuestAddress,
-    count: usize,
-    access: Permissions,
+    range: Range,
     transfer: impl for<'s> FnOnce(&VolatileSlice<'s, BS<'s, M::Bitmap>>) -> volatile_memory::Result<()>,
 ) -> Result<bool> {
-    contiguous_with::<M, ()>(memory, addr, count, access, transfer).map(|ran| ran.is_some())
+    contiguous_with::<M, ()>(memory, range, transfer).map(|ran| ran.is_some())
 }
 
 /// Does what [`contiguous`] does, and returns a value of type `N` if `transfer` ran.
@@ -348,9 +327,7 @@ fn contiguous<M: GuestMemory + ?Sized>(
 #[inline(always)]
 fn contiguous_with<M: GuestMemory + ?Sized, N: Default>(
     memory: &M,
-    addr: GuestAddress,
-    count: usize,
-    access: Permissions,
+    (addr, count, access): Range,
     transfer: impl for<'s> FnOnce(&VolatileSlice<'s, BS<'s, M::Bitmap>>) -> volatile_memory::Result<()>,
 ) -> Result<Option<N>> {
     let mut failure = None;
@@ -399,59 +376,54 @@ fn only_segment<'a, M: GuestMemory + ?Sized, T>(
 
 /// Runs `transfer` on each segment of the range, until one is not moved completely.
 ///
-/// `transfer` gets the segment, its offset in the range, and a count. It sets the count to the
-/// number of bytes that it moved, even if it fails. A count that exceeds the length of the segment
-/// is reduced to it: a stream may claim too much.
+/// `transfer` gets the segment and a count. It sets the count to the number of bytes that it moved,
+/// even if it fails. A count that exceeds the length of the segment is reduced to it: a stream may
+/// claim too much.
 ///
 /// A hole is an error only if no byte was moved before it.
 #[inline(always)]
 fn scattered<'a, M: GuestMemory + ?Sized>(
     memory: &'a M,
-    addr: GuestAddress,
-    count: usize,
-    access: Permissions,
+    (addr, count, access): Range,
     mut transfer: impl FnMut(
         VolatileSlice<'a, BS<'a, M::Bitmap>>,
-        usize,
         &mut usize,
     ) -> volatile_memory::Result<()>,
 ) -> Progress {
-    let mut progress = Progress::new(count);
+    let mut progress = Progress {
+        expected: count,
+        moved: 0,
+        error: None,
+    };
     if count == 0 {
         return progress;
     }
     let faults_before = fault::count();
-    let mut segments = match bounded_slices(memory, addr, count, access) {
-        Ok(segments) => segments,
-        Err(error) => {
-            progress.error = Some(error);
-            return progress;
-        }
-    };
-    let mut stop = None;
-    let walk = segments.try_for_each_slice(|segment| {
-        let (host, len, offset) = (segment.as_mut_ptr(), segment.len(), progress.moved);
-        let mut moved = 0;
-        let result = transfer(segment, offset, &mut moved);
-        if result.is_ok() && moved >= len {
-            progress.moved = offset.saturating_add(len);
-            return Ok(());
-        }
-        progress.moved = offset.saturating_add(moved.min(len));
-        // A stream that ends, or a system call that fails at the page, is not a fault of this
-        // access. The last fault must then keep its address.
-        if fault::count() != faults_before {
-            let guest = GuestAddress(addr.0.wrapping_add(to_u64(offset)));
-            fault::record_guest_address(guest, host, len);
-        }
-        stop = Some(result);
-        // Ends the walk. The value is not used.
-        Err(Error::InvalidBackendAddress)
+    let mut stopped = false;
+    let walk = bounded_slices(memory, addr, count, access).and_then(|mut segments| {
+        segments.try_for_each_slice(|segment| {
+            let (host, len, offset) = (segment.as_mut_ptr(), segment.len(), progress.moved);
+            let mut moved = 0;
+            let result = transfer(segment, &mut moved);
+            if result.is_ok() && moved >= len {
+                progress.moved = offset.saturating_add(len);
+                return Ok(());
+            }
+            progress.moved = offset.saturating_add(moved.min(len));
+            // A stream that ends, or a system call that fails at the page, is not a fault of this
+            // access. The last fault must then keep its address.
+            if fault::count() != faults_before {
+                let guest = GuestAddress(addr.0.wrapping_add(to_u64(offset)));
+                fault::record_guest_address(guest, host, len);
+            }
+            stopped = true;
+            progress.error = result.err().map(Error::from);
+            // Ends the walk. The value is not used.
+            Err(Error::InvalidBackendAddress)
+        })
     });
-    match stop {
-        Some(result) => progress.error = result.err().map(Error::from),
-        None if progress.moved == 0 => progress.error = walk.err(),
-        None => {}
+    if !stopped && progress.moved == 0 {
+        progress.error = walk.err();
     }
     progress
 }
@@ -460,38 +432,30 @@ fn scattered<'a, M: GuestMemory + ?Sized>(
 #[inline(never)]
 fn write_scattered<M: GuestMemory + ?Sized, T>(
     memory: &M,
-    buf: &[u8],
+    mut buf: &[u8],
     addr: GuestAddress,
     finish: impl FnOnce(Progress) -> Result<T>,
 ) -> Result<T> {
-    let access = Permissions::Write;
-    let progress = scattered(memory, addr, buf.len(), access, |segment, offset, moved| {
-        let end = offset.saturating_add(segment.len());
-        match buf.get(offset..end) {
-            Some(part) => counted(segment.write_part(part, 0)?, moved),
-            None => Ok(()),
-        }
-    });
-    finish(progress)
+    let range = (addr, buf.len(), Permissions::Write);
+    finish(scattered(memory, range, |segment, moved| {
+        let part = buf.split_off(..segment.len()).unwrap_or_default();
+        counted(segment.write_part(part, 0)?, moved)
+    }))
 }
 
 #[cold]
 #[inline(never)]
 fn read_scattered<M: GuestMemory + ?Sized, T>(
     memory: &M,
-    buf: &mut [u8],
+    mut buf: &mut [u8],
     addr: GuestAddress,
     finish: impl FnOnce(Progress) -> Result<T>,
 ) -> Result<T> {
-    let (count, access) = (buf.len(), Permissions::Read);
-    let progress = scattered(memory, addr, count, access, |segment, offset, moved| {
-        let end = offset.saturating_add(segment.len());
-        match buf.get_mut(offset..end) {
-            Some(part) => counted(segment.read_part(part, 0)?, moved),
-            None => Ok(()),
-        }
-    });
-    finish(progress)
+    let range = (addr, buf.len(), Permissions::Read);
+    finish(scattered(memory, range, |segment, moved| {
+        let part = buf.split_off_mut(..segment.len()).unwrap_or_default();
+        counted(segment.read_part(part, 0)?, moved)
+    }))
 }
 
 /// Stores the number of bytes that an access moved in `moved`, even if it faulted.
@@ -500,16 +464,11 @@ fn counted(
     result: std::result::Result<usize, Fault>,
     moved: &mut usize,
 ) -> volatile_memory::Result<()> {
-    match result {
-        Ok(count) => {
-            *moved = count;
-            Ok(())
-        }
-        Err(fault) => {
-            *moved = fault.completed();
-            Err(volatile_memory::Error::from_fault(fault))
-        }
-    }
+    *moved = match &result {
+        Ok(count) => *count,
+        Err(fault) => fault.completed(),
+    };
+    result.map(drop).map_err(volatile_memory::Error::from_fault)
 }
 
 /// Converts the error of an access to `len` bytes, and records the guest address of a fault.
