@@ -27,7 +27,7 @@
 //!
 //! | step | operation | purpose |
 //! |---|---|---|
-//! | `T` | `swap` or `fetch_and` on the summary | reads and clears the bits of the lines |
+//! | `T` | `fetch_and` on the summary | reads and clears the bits of the lines |
 //! | `S` | loads of the words of each such line | skips the empty words |
 //! | `H` | `swap` or `fetch_and` on each other word, or on two at once | reads and clears the marks |
 //! | `F` | full fence | orders the cleared marks before the data |
@@ -80,6 +80,7 @@
 
 use core::ops::Range;
 use core::slice::from_mut;
+use std::alloc::{handle_alloc_error, Layout};
 use std::collections::TryReserveError;
 
 use super::sync::{fence, try_words, AtomicU64, Ordering, Pairs};
@@ -111,23 +112,21 @@ impl core::fmt::Debug for Marks {
 }
 
 impl Marks {
-    /// Creates `words` words without marks.
+    /// Creates `words` words without marks. If memory runs out, the process ends.
     pub(super) fn new(words: usize) -> Self {
-        let empty = |count| {
-            // If memory runs out, `collect` ends the process, as a `Vec` does.
-            try_words(count).unwrap_or_else(|_| (0..count).map(|_| AtomicU64::new(0)).collect())
-        };
-        Self {
-            words: empty(words.next_multiple_of(LINE_WORDS)),
-            summary: empty(summary_len(words)),
-        }
+        let size = || Layout::array::<u64>(words).unwrap_or(Layout::new::<u64>());
+        Self::try_new(words).unwrap_or_else(|_| handle_alloc_error(size()))
     }
 
     /// Creates `words` words without marks, or returns an error if memory runs out.
     pub(super) fn try_new(words: usize) -> Result<Self, TryReserveError> {
+        let summary = match words {
+            0..SUMMARY_FROM => 0,
+            _ => words.div_ceil(SUMMARY_WORDS),
+        };
         Ok(Self {
             words: try_words(words.next_multiple_of(LINE_WORDS))?,
-            summary: try_words(summary_len(words))?,
+            summary: try_words(summary)?,
         })
     }
 
@@ -214,20 +213,10 @@ impl Marks {
     #[inline(never)]
     fn mark_missing(&self, first: usize, last: usize, is_set: bool) {
         if !is_set {
-            for (word, bits) in words_of(first..last.saturating_add(1)) {
-                match self.words.get(word) {
-                    Some(word) => set_missing(word, bits),
-                    None => break,
-                }
-            }
+            set_missing_range(&self.words, first, last);
         }
         // After the checks of the words.
-        for (slot, lines) in words_of(first / LINE_BITS..(last / LINE_BITS).saturating_add(1)) {
-            match self.summary.get(slot) {
-                Some(word) => set_missing(word, lines),
-                None => break,
-            }
-        }
+        set_missing_range(&self.summary, first / LINE_BITS, last / LINE_BITS);
     }
 
     /// Clears the bits of a range, and adds them to `words`.
@@ -265,40 +254,26 @@ impl Marks {
     fn clear(&self, range: Range<usize>, words: &mut [u64], lines: &mut [u64]) {
         let all = self.words.len().saturating_mul(WORD_BITS);
         let range = range.start..range.end.min(all);
-        if range.is_empty() {
-            return;
-        }
         let pairs = Pairs::new();
-        // Lines that are entirely in the range.
-        let whole = range.start.div_ceil(LINE_BITS)..range.end / LINE_BITS;
         let mut blocks = words.chunks_mut(SUMMARY_WORDS);
         let mut summary = lines.iter_mut();
         for (slot, lines) in words_of(range.start / LINE_BITS..range.end.div_ceil(LINE_BITS)) {
-            let first_line = slot.saturating_mul(WORD_BITS);
-            let whole = mask(
-                whole.start.saturating_sub(first_line),
-                whole.end.saturating_sub(first_line),
-            );
+            let block = self.words.chunks(SUMMARY_WORDS).nth(slot);
+            let (block, words) = (block.unwrap_or_default(), blocks.next().unwrap_or_default());
+            // The bits of the block that are in the range.
+            let first_bit = slot.saturating_mul(SUMMARY_BITS);
+            let part = range.start.saturating_sub(first_bit)..range.end.saturating_sub(first_bit);
+            // Lines that are entirely in the range.
+            let whole = mask(part.start.div_ceil(LINE_BITS), part.end / LINE_BITS);
             // Other lines keep their bit in the summary, and are searched whether it is set or not.
             let candidates = self.harvest_summary(slot, whole) | (lines & !whole);
-            let marks = self.words.chunks(SUMMARY_WORDS).nth(slot);
-            let marks = marks.unwrap_or_default().as_chunks().0;
-            let (words, rest) = blocks.next().unwrap_or_default().as_chunks_mut();
-            let direct = candidates & whole & mask(0, words.len());
-            let mut found = harvest_lines(marks, direct, words, pairs);
+            // `words` has all words of these lines.
+            let direct = candidates & whole & mask(0, words.len() / LINE_WORDS);
+            let mut found = harvest_lines(block, direct, words, pairs);
             for number in each_bit(candidates & !direct) {
-                let first_bit = first_line.saturating_add(number).saturating_mul(LINE_BITS);
-                let inside = range.start.saturating_sub(first_bit)
-                    ..range.end.saturating_sub(first_bit).min(LINE_BITS);
-                // The words after the last whole line; none for later lines.
-                let whole_lines = words.len();
-                let words = match words.get_mut(number) {
-                    Some(words) => &mut words[..],
-                    None if number == whole_lines => &mut *rest,
-                    None => &mut [],
-                };
-                let line = marks.get(number).map_or(&[][..], |line| line);
-                if harvest_part_of_line(line, inside, words) {
+                let line = number.saturating_mul(LINE_BITS);
+                let bits = part.start.max(line)..part.end.min(line.saturating_add(LINE_BITS));
+                if harvest_bits(block, bits, words) {
                     found |= position(number).1;
                 }
             }
@@ -313,17 +288,11 @@ impl Marks {
     /// Without a summary, returns all of them.
     #[inline]
     fn harvest_summary(&self, slot: usize, lines: u64) -> u64 {
-        let Some(word) = self.summary.get(slot) else {
-            return lines;
-        };
-        if word.load(Ordering::SeqCst) & lines == 0 {
-            return 0;
+        match self.summary.get(slot) {
+            None => lines,
+            Some(word) if word.load(Ordering::SeqCst) & lines == 0 => 0,
+            Some(word) => lines & word.fetch_and(!lines, Ordering::SeqCst),
         }
-        let marked = match lines {
-            u64::MAX => word.swap(0, Ordering::SeqCst),
-            _ => word.fetch_and(!lines, Ordering::SeqCst),
-        };
-        marked & lines
     }
 
     /// Returns the number of bits of a range that are set.
@@ -344,8 +313,7 @@ impl Marks {
                 let first = line.saturating_mul(LINE_BITS);
                 let inside = first.max(range.start)..first.saturating_add(LINE_BITS).min(end);
                 for (word, bits) in words_of(inside) {
-                    let found = self.words.get(word);
-                    let found = found.map_or(0, |word| word.load(Ordering::Relaxed) & bits);
+                    let found = bits & self.word(word);
                     count = count.saturating_add(bit_number(found.count_ones()));
                 }
             }
@@ -364,20 +332,22 @@ impl Marks {
     }
 }
 
-/// Returns the number of words in the summary of `words` words.
-fn summary_len(words: usize) -> usize {
-    if words < SUMMARY_FROM {
-        0
-    } else {
-        words.div_ceil(SUMMARY_WORDS)
-    }
-}
-
 /// Sets bits of a word, unless all of them are set.
 #[inline(always)]
 fn set_missing(word: &AtomicU64, bits: u64) {
     if !has_bits(word, bits) {
         word.fetch_or(bits, Ordering::SeqCst);
+    }
+}
+
+/// Sets the bits from `first` to `last` that are not set, in the words that exist.
+#[inline(always)]
+fn set_missing_range(words: &[AtomicU64], first: usize, last: usize) {
+    for (word, bits) in words_of(first..last.saturating_add(1)) {
+        match words.get(word) {
+            Some(word) => set_missing(word, bits),
+            None => break,
+        }
     }
 }
 
@@ -410,13 +380,10 @@ fn all_are(words: &[AtomicU64], bits: u64) -> bool {
 ///
 /// Out of line, because the loop needs all registers.
 #[inline(never)]
-fn harvest_lines(
-    block: &[[AtomicU64; LINE_WORDS]],
-    which: u64,
-    words: &mut [[u64; LINE_WORDS]],
-    pairs: Pairs,
-) -> u64 {
+fn harvest_lines(block: &[AtomicU64], which: u64, words: &mut [u64], pairs: Pairs) -> u64 {
     let mut found = 0;
+    let block = block.as_chunks::<LINE_WORDS>().0;
+    let words = words.as_chunks_mut::<LINE_WORDS>().0;
     for number in each_bit(which) {
         let (Some(line), Some(words)) = (block.get(number), words.get_mut(number)) else {
             break;
@@ -443,12 +410,12 @@ fn harvest_lines(
     found
 }
 
-/// Harvests the bits `inside` of a line, and adds them to `words`. Returns whether it had any.
+/// Harvests a range of bits of a block, and adds them to `words`. Returns whether any was set.
 #[inline(never)]
-fn harvest_part_of_line(line: &[AtomicU64], inside: Range<usize>, words: &mut [u64]) -> bool {
+fn harvest_bits(block: &[AtomicU64], range: Range<usize>, words: &mut [u64]) -> bool {
     let mut any = 0;
-    for (number, bits) in words_of(inside) {
-        let Some(word) = line.get(number) else { break };
+    for (number, bits) in words_of(range) {
+        let Some(word) = block.get(number) else { break };
         if word.load(Ordering::SeqCst) & bits != 0 {
             let bits = bits & word.fetch_and(!bits, Ordering::SeqCst);
             any |= bits;

@@ -125,7 +125,7 @@ fn l_or_ls_weakened_loses_a_page() {
 #[test]
 fn t_weakened_loses_a_page() {
     each_fails(
-        marks("_ => word.fetch_and(!lines, Ordering::SeqCst)"),
+        marks("word.fetch_and(!lines, Ordering::SeqCst)"),
         models::mark_during_harvest_of_empty_line_loses_no_page,
         &[Relaxed, AcqRel],
     );
@@ -174,7 +174,5 @@ fn reads_weakened_lose_a_page() {
 // - Any ordering of `H`. `F` follows it, and acquires what it read.
 // - Atomicity of `T`. It clears the bit of a line whose words are loaded after it. A model with
 //   more lines would lose one.
-// - `T` as `swap`, for 64 lines. It is the same operation as the one next to it, with more bits
-//   than the models have.
 // - `L` of the words between the first and the last one of a range. It is the same operation as
 //   that of those two; the models have no more words.
