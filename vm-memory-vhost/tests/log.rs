@@ -279,8 +279,6 @@ fn map_of_file_without_shrink_seal_returns_the_file() {
     SharedLog::map(created.file().try_clone().unwrap(), 0, 0x1000).unwrap();
 }
 
-/// The kernel raises SIGBUS on an access to a page of hugetlbfs, if it has no huge page left.
-#[cfg(target_os = "linux")]
 #[test]
 fn map_of_file_whose_server_is_silent_does_not_ask_it() {
     let test = "map_of_file_whose_server_is_silent_does_not_ask_it";
@@ -295,6 +293,7 @@ fn map_of_file_whose_server_is_silent_does_not_ask_it() {
     drop(server);
 }
 
+/// The kernel raises SIGBUS on an access to a page of hugetlbfs, if it has no huge page left.
 #[test]
 fn map_of_sealed_hugetlb_file_returns_the_file() {
     use rustix::fs::{fcntl_add_seals, memfd_create, MemfdFlags, SealFlags};

@@ -56,7 +56,8 @@ use crate::sys::{self, to_u64, ReservedArena};
 ///   [`ArenaError::Mapped`].
 /// - A mapping consists of pages of 4 KiB. All offsets can be any multiple of it.
 /// - The file must not end before the last page of the mapping. If it ends inside that page, the
-///   rest of the page reads as zeroes. The system does not truncate a local file that is mapped.
+///   rest of the page reads as zeroes. This was tried under Wine only. The system does not truncate
+///   a local file that is mapped.
 /// - If the system refuses to unmap one of several mappings, those before it stay unmapped.
 ///   [`mapped`](Self::mapped) lists all of them until another `unmap` succeeds.
 /// - The arenas of a process have at most about 12,000 mappings in all. Windows has no such limit,

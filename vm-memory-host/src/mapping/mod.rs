@@ -244,8 +244,9 @@ impl Deref for Changes<'_> {
 ///
 /// Also counts addresses that a failed build or [`Arena::map`](crate::Arena::map) had to leave
 /// reserved. This happens if the kernel lacks memory for its tables, or if huge pages exceed the
-/// limit of locked memory after mlockall(2). A build also leaves up to the size of a huge page if
-/// the process has `vm.max_map_count` VMAs, and the region can have huge pages.
+/// limit of locked memory after mlockall(2). If the process has `vm.max_map_count` VMAs, a build of
+/// a region that can have huge pages also leaves up to the size of one. An
+/// [`Arena`](crate::Arena) then leaves up to its alignment.
 ///
 /// munmap(2) fails if it must split a VMA and the process has `vm.max_map_count` of them. A dropped
 /// region that is adjacent to others can be a part of such a VMA. Its private pages are freed

@@ -83,6 +83,10 @@ use crate::mapping::{parts, span_of, HostMapped, HostMapping, Part};
 /// - Other mappings of the file, in this or another process, get no events. Register the region
 ///   itself.
 ///
+/// Pages that are overwritten are populated by the kernel first, for which it asks no handler that
+/// is open with `UFFD_USER_MODE_ONLY`. The call then returns `EFAULT`, unless
+/// [`vm_memory::fault::install`] was called.
+///
 /// Dropping a region that is adjacent to another one also sends an event. The handler must run
 /// until the drop, or its descriptor must be closed before.
 ///
@@ -120,10 +124,10 @@ use crate::mapping::{parts, span_of, HostMapped, HostMapping, Part};
 /// Returns [`ChangeError::System`] if the system refuses a call. Earlier regions of the range stay
 /// discarded.
 ///
-/// The same error means that a page to overwrite is not available. Another process has removed it
-/// from an unsealed file, and the file system is full. If it does so during the call, or before
-/// Linux 5.14, the error requires the [fault handler](vm_memory::fault). Without it, SIGBUS ends
-/// the process.
+/// The same error means that a page to overwrite is not available. For example, another process
+/// has truncated the file, or has removed the page and the file system is full. If it does so
+/// during the call, or before Linux 5.14, the error requires the
+/// [fault handler](vm_memory::fault). Without it, SIGBUS ends the process.
 #[doc(alias = "balloon")]
 #[doc(alias = "free page reporting")]
 #[doc(alias = "punch hole")]

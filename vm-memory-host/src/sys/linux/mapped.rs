@@ -5,7 +5,7 @@ use std::io::{Error, Result};
 use std::ptr::null_mut;
 use std::sync::Arc;
 
-use vm_memory::VolatileSlice;
+use vm_memory::{fault, VolatileSlice};
 
 use super::process::Process;
 use super::reservation::{
@@ -332,8 +332,9 @@ impl Mapped {
 
     /// Writes zeroes to a range.
     ///
-    /// Returns the error of madvise(2) if a page is not available. The write raises SIGBUS instead
-    /// before Linux 5.14, and if another process removes the page during the call.
+    /// Returns the error of madvise(2) if a page is not available and accesses that fault are not
+    /// recovered. Otherwise, the write finds out. It raises SIGBUS before Linux 5.14, and if another
+    /// process removes the page during the call.
     pub(crate) fn fill_zeroes(&self, offset: usize, len: usize) -> Result<()> {
         self.check_writable()?;
         let addr = self.part(offset, len)?;
@@ -343,6 +344,8 @@ impl Mapped {
         match self.advise(start, end.saturating_sub(start), Advice::PopulateWrite) {
             // Linux before 5.14 cannot populate pages for writing.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            // A userfaultfd handler for accesses of user mode can provide the page to the write.
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) && fault::is_installed() => {}
             result => result?,
         }
         // SAFETY: the contract of `VolatileSlice::new`. The range is mapped: `part` has checked

@@ -174,7 +174,7 @@ impl ReservedArena {
         if views.iter().any(|(at, part)| *at < start || part.end > end) {
             return Err(invalid());
         }
-        for (at, part) in views {
+        for (at, part) in views.into_iter().rev() {
             self.unmap_view(at, MEM_PRESERVE_PLACEHOLDER)?;
             let is_view = false;
             self.parts.insert(at, Part { is_view, ..part });
@@ -281,8 +281,9 @@ pub(crate) fn page_size_of(_file: &File) -> Result<usize> {
 
 /// Returns the number of bytes of a file that `len` bytes from `offset` can show.
 ///
-/// It is less than `len` only if the file ends inside the last page. The system then rounds it up
-/// to the pages of the placeholder. Fails if the file ends before this page, so it is never 0.
+/// It is less than `len` only if the file ends inside the last page. The system rounds it up to
+/// whole pages, as `ZwMapViewOfSection` documents. Fails if the file ends before this page, so it
+/// is never 0.
 fn view_len(file: &File, offset: u64, len: usize) -> Result<usize> {
     let end = offset.checked_add(to_u64(len)).ok_or_else(invalid)?;
     // Fails for a handle that is not that of a file, which would create a section without one.

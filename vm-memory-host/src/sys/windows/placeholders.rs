@@ -56,7 +56,7 @@ impl Placeholders {
         Self::find_in(c"kernelbase.dll")
     }
 
-    /// Finds the functions in a library that this process has loaded.
+    /// Finds the functions in a library that each process keeps loaded.
     fn find_in(library: &CStr) -> Result<Self> {
         // SAFETY: the name ends with a null.
         let library = unsafe { GetModuleHandleA(library.as_ptr().cast()) };
@@ -65,7 +65,7 @@ impl Placeholders {
         }
         let find = |name: &CStr| -> Result<Found> {
             // SAFETY: `library` is the handle of a library that is loaded: it is not null. It stays
-            // loaded, because each process uses it. The name ends with a null.
+            // loaded, as the documentation of this function requires. The name ends with a null.
             let found = unsafe { GetProcAddress(library, name.as_ptr().cast()) };
             found.ok_or_else(lacking)
         };
