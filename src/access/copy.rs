@@ -46,10 +46,12 @@ pub(crate) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> 
 /// guest operands.
 #[inline(always)]
 unsafe fn copy(side: GuestSide, dst: *mut u8, src: *const u8, len: usize) -> Result<(), Fault> {
-    // SAFETY: this function has the same contract.
+    // SAFETY: `src` and `dst` are operands of `len` bytes, which do not overlap, and `side` says
+    // which of them are guest operands (this function's contract).
     match unsafe { Routines::copy(side, dst, src, len) } {
         Ok(()) => Ok(()),
-        // SAFETY: this function has the same contract.
+        // SAFETY: `src` and `dst` are operands of `len` bytes, which do not overlap, and `side`
+        // says which of them are guest operands (this function's contract).
         Err(address) => Err(unsafe { copy_below_fault(address, side, dst, src, len) }),
     }
 }

@@ -88,15 +88,6 @@ mod routine_set;
 mod value;
 mod within;
 
-/// The portable routines, so that their tests run beside those of the assembly.
-#[cfg(all(
-    test,
-    any(target_arch = "x86_64", target_arch = "aarch64"),
-    not(miri),
-    not(vm_memory_portable)
-))]
-mod portable;
-
 use core::num::NonZeroI32;
 
 pub(crate) use atomic::{compare_exchange, fetch, load_ordered, store_ordered};

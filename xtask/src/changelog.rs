@@ -28,15 +28,13 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
     let (known, changelog) = (read(NAMES)?, read("CHANGELOG.md")?);
     let features = workspace.features()?;
     let names_with = |features: &str| {
-        // A folder of its own, because the variable makes cargo build all crates again.
-        let target = workspace.target.join("changelog");
         let mut command = cargo(&workspace.root);
         command.args(["rustdoc", "--quiet", "--package", "vm-memory", "--features"]);
-        command.arg(features).arg("--target-dir").arg(&target);
-        let status = describe_in_json(&mut command).status();
+        command.arg(features);
+        let status = describe_in_json(&mut command, &workspace.root).status();
         let status = status.context("cannot start cargo")?;
         ensure!(status.success(), "cargo rustdoc ended with {status}");
-        public_names(&target.join("doc/vm_memory.json"))
+        public_names(&workspace.target.join("doc/vm_memory.json"))
     };
     let mut names = names_with(&features)?;
     names.extend(names_with(&format!("{features},xen"))?);
@@ -76,7 +74,12 @@ fn missing<'names>(
 }
 
 /// Makes `cargo rustdoc` write a description of the library.
-pub(crate) fn describe_in_json(command: &mut Command) -> &mut Command {
+///
+/// The format is not stable yet: `.ci/rustdoc` accepts it. `cargo semver-checks` uses it, too.
+pub(crate) fn describe_in_json<'command>(
+    command: &'command mut Command,
+    root: &Path,
+) -> &'command mut Command {
     command
         .args([
             "--lib",
@@ -86,8 +89,7 @@ pub(crate) fn describe_in_json(command: &mut Command) -> &mut Command {
             "--output-format",
             "json",
         ])
-        // The format is not stable yet. `cargo semver-checks` uses it in the same way.
-        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTDOC", root.join(".ci/rustdoc"))
 }
 
 /// Returns the names of the public items in such a description, and of their public members after

@@ -5,7 +5,8 @@
 //!
 //! A suite whose tools are missing is reported as `SKIPPED:`, and so is a test that cannot run.
 //! `--install` installs the tools first. If rustup cannot install a standard library, CI skips the
-//! suites that need it. A suite that is named on the command line builds the library instead.
+//! suites that need it. A suite that is named on the command line builds the library instead, which
+//! works for targets whose linker is one of its tools.
 
 mod harness;
 mod objects;

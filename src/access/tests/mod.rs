@@ -211,7 +211,7 @@ fn numbered(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i % 251) as u8 ^ 0x5a).collect()
 }
 
-/// The largest number of bytes that a routine moves by one instruction.
+/// At least the number of bytes that a routine moves by one instruction.
 const WIDEST: usize = if cfg!(vm_memory_portable) {
     16
 } else if cfg!(target_arch = "x86_64") {
@@ -222,7 +222,7 @@ const WIDEST: usize = if cfg!(vm_memory_portable) {
     16
 };
 
-/// Returns the tested offsets from an aligned address.
+/// Returns the tested offsets of an operand. They include each alignment to [`WIDEST`] bytes.
 fn alignments() -> impl Iterator<Item = usize> {
     (0..WIDEST).step_by(if cfg!(miri) { 21 } else { 1 })
 }

@@ -5,8 +5,8 @@
 //! blocks and by discarding pages of private files. This module counts them in advance, for the
 //! whole process, and leaves half of the maximum to the process itself.
 //!
-//! Windows has no maximum, but each VMA takes memory of the kernel. An arena counts its VMAs there,
-//! under the maximum that Linux has by default.
+//! Windows has no maximum, but each mapping takes memory of the kernel. An arena counts its
+//! mappings there, with the limit that Linux has by default.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
@@ -107,7 +107,8 @@ impl VmaLimit {
 
 /// Reads the number of VMAs that guest memory may have, unless it is known.
 ///
-/// Builds call it. Guests cause other calls, under a seccomp filter that may forbid to read /proc.
+/// Builds and new arenas call it. Guests cause other calls, under a seccomp filter that may forbid
+/// to read /proc.
 pub(crate) fn read_vma_limit(host: &HostResources) {
     LIMIT.read(host);
 }

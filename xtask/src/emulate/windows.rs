@@ -37,7 +37,8 @@ const CI_TESTS: &[&str] = &[
     "--test=windows_without_fault_handler",
 ];
 
-/// The tests of Wine 10, by package: those of placeholders, mappings and faults.
+/// The tests of Wine 10, by package: those of placeholders, mappings and faults, and the units of
+/// `vm-memory-host`.
 const WINE_10_TESTS: &[(&str, &[&str])] = &[
     (
         "vm-memory",
@@ -111,13 +112,14 @@ pub(super) fn interface(harness: &Harness, suite: &Suite) -> Result<String> {
     let file = harness.root.join(NAMES);
     let known =
         fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    // A folder of its own, because the variable makes cargo build all crates again.
-    let target = harness.folder.join("names");
     let mut command = harness.cargo(&suite.platform, "rustdoc");
     harness.select(&mut command, &["vm-memory"], NOT_ON_WINDOWS);
-    command.env("CARGO_TARGET_DIR", &target);
-    harness.log("windows-names", describe_in_json(&mut command))?;
-    let described = target
+    harness.log(
+        "windows-names",
+        describe_in_json(&mut command, &harness.root),
+    )?;
+    let described = harness
+        .folder
         .join(suite.platform.target)
         .join("doc/vm_memory.json");
     let names = public_names(&described)?;

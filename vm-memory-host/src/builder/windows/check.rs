@@ -71,7 +71,7 @@ fn missing(region: &Region) -> Result<(), BuildError> {
         ),
         (
             options.sealed,
-            "Windows has no seals; do not set sealed, since a mapped file cannot be truncated",
+            "Windows has no seals; do not set sealed: a mapped local file cannot be truncated",
         ),
         (
             options.release_huge_pages,

@@ -332,9 +332,9 @@ impl Mapped {
 
     /// Writes zeroes to a range.
     ///
-    /// Returns the error of madvise(2) if a page is not available and accesses that fault are not
-    /// recovered. Otherwise, the write finds out. It raises SIGBUS before Linux 5.14, and if another
-    /// process removes the page during the call.
+    /// Returns the error of madvise(2) if a page is not available. With a fault handler, the write
+    /// returns it. Without one, the write raises SIGBUS before Linux 5.14, and if another process
+    /// removes the page during the call.
     pub(crate) fn fill_zeroes(&self, offset: usize, len: usize) -> Result<()> {
         self.check_writable()?;
         let addr = self.part(offset, len)?;
@@ -342,7 +342,7 @@ impl Mapped {
         let end = offset.saturating_add(len).next_multiple_of(page);
         let start = offset.saturating_sub(offset.checked_rem(page).unwrap_or(0));
         match self.advise(start, end.saturating_sub(start), Advice::PopulateWrite) {
-            // Linux before 5.14 cannot populate pages for writing.
+            // Linux before 5.14, and the mapping of a device, cannot populate pages for writing.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
             // A userfaultfd handler for accesses of user mode can provide the page to the write.
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) && fault::is_installed() => {}
