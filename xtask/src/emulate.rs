@@ -54,7 +54,7 @@ fn names() -> PossibleValuesParser {
 ///
 /// Returns an error if the target folder cannot be created.
 pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
-    let harness = Harness::new(workspace)?;
+    let harness = Harness::new(workspace, args.all)?;
     let mut passed = true;
     for suite in SUITES {
         let named = args.suites.iter().any(|name| name == suite.name);
