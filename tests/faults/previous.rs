@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
 use test_support::{emulator, skipped, ThreadId};
 
-use super::processes::{run, DONE};
+use super::processes::{run, run_to_end, DONE};
 use super::*;
 use vm_memory::{fault, Bytes};
 
@@ -229,39 +229,30 @@ fn signal_that_was_ignored_before_does_not_interrupt_read() {
 fn previous_handler_without_onstack_may_use_large_stack() {
     for signal in ["segv", "bus"] {
         for flags in ["plain", "nodefer", "info", "once"] {
-            let output = run(&format!("deep_handler {signal} {flags}"));
-            assert_eq!(
-                output.status.code(),
-                Some(DONE),
-                "{signal} {flags}: {output:?}"
-            );
+            run_to_end(&format!("deep_handler {signal} {flags}"));
         }
     }
 }
 
 #[test]
 fn sent_signal_leaves_later_handler_installed() {
-    let output = run("later_handler");
-    assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+    run_to_end("later_handler");
 }
 
 #[test]
 fn signals_sent_to_own_handler_leave_faults_of_other_threads_alone() {
-    let output = run("sent_signals_during_faults own");
-    assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+    run_to_end("sent_signals_during_faults own");
 }
 
 #[test]
 fn ignored_signals_leave_faults_of_other_threads_alone() {
-    let output = run("sent_signals_during_faults ignored");
-    assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+    run_to_end("sent_signals_during_faults ignored");
 }
 
 #[test]
 fn signals_sent_during_install_reach_own_handler() {
     for _ in 0..10 {
-        let output = run("sent_signals_during_faults installed");
-        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        run_to_end("sent_signals_during_faults installed");
     }
 }
 

@@ -91,6 +91,13 @@ pub(super) fn run(scenario: &str) -> Output {
     command.output().unwrap()
 }
 
+/// Runs a scenario that ends by itself, with the status [`DONE`].
+pub(super) fn run_to_end(scenario: &str) -> Output {
+    let output = run(scenario);
+    assert_eq!(output.status.code(), Some(DONE), "{scenario}: {output:?}");
+    output
+}
+
 #[test]
 fn child_with_scenario_in_environment_runs_it() {
     let Ok(scenario) = std::env::var(SCENARIO) else {
@@ -312,8 +319,7 @@ fn access_to_inaccessible_host_buffer_kills_process() {
 
 #[test]
 fn access_to_unmapped_region_returns_efault() {
-    let output = run("unmapped_region");
-    assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+    run_to_end("unmapped_region");
 }
 
 #[test]
@@ -322,8 +328,7 @@ fn previous_handler_is_called_for_other_faults_only_and_on_its_stack() {
         ("crash_reporter", "on the usual stack"),
         ("crash_reporter onstack", "on the alternate stack"),
     ] {
-        let output = run(scenario);
-        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        let output = run_to_end(scenario);
         check_report(&String::from_utf8_lossy(&output.stdout), stack);
     }
 }

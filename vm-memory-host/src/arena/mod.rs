@@ -26,7 +26,7 @@ use crate::sys::{self, to_u64, ReservedArena};
 ///   host  ▒ ├ ░░░ ├─ file 1 ─┤ ░░░░░░ ├─ file 2 ─┤ ░░░░ ┤ ▒      ▒ guard, ░ PROT_NONE
 /// ```
 ///
-/// Where no file is mapped, an access of a vCPU ends like one to a
+/// An access of a vCPU to a page without a file ends like one to a
 /// [protected block](crate::Unplugged::Protected): with an error or an MMIO exit. The same applies
 /// to a page past the end of a file. Another process may truncate a file that is not sealed.
 ///
@@ -45,7 +45,7 @@ use crate::sys::{self, to_u64, ReservedArena};
 ///
 /// # Windows
 ///
-/// Where no file is mapped, the addresses are placeholders. Windows 10 has them since version 1803.
+/// Addresses without a file are placeholders. Windows 10 has them since version 1803.
 /// On an older system, [`new`](Self::new) returns [`ArenaError::System`], whose source is of the
 /// kind `Unsupported`. The library has not been tested with a hypervisor on Windows. Unmap a range
 /// from the guest before [`unmap`](Self::unmap), and map it in the guest after [`map`](Self::map).

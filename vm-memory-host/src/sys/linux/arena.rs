@@ -5,6 +5,7 @@ use std::io::{Error, Result};
 
 use super::reservation::{abort_unless_mapped, Reservation, Source, TrialMapping};
 use super::{file_system, page_size, HUGETLBFS, READ_WRITE};
+use crate::sys::end_of_pages;
 
 /// Moves a mapping to a given address, over everything that is mapped there.
 const MOVE: libc::c_int = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
@@ -45,11 +46,8 @@ impl ReservedArena {
 
     /// Returns the offset of a range in the reservation, after checking that it can be mapped.
     fn part(&self, offset: usize, len: usize) -> Result<usize> {
-        let invalid = || Error::from_raw_os_error(libc::EINVAL);
-        let end = offset.checked_add(len).filter(|end| *end <= self.len);
-        let end = end.ok_or_else(invalid)?;
-        if len == 0 || !(offset | end).is_multiple_of(page_size()) {
-            return Err(invalid());
+        if end_of_pages(offset, len, self.len).is_none() {
+            return Err(Error::from_raw_os_error(libc::EINVAL));
         }
         if !self.reservation.is_here() {
             return Err(Error::other("the arena belongs to the parent process"));

@@ -15,7 +15,7 @@ use windows_sys::Win32::System::SystemServices::MEM_COALESCE_PLACEHOLDERS;
 use super::memory::{count_still_mapped, Placement};
 use super::placeholders::{pointer, Placeholders};
 use super::{check, invalid, page_size, this_process};
-use crate::sys::{page_size_u64, to_u64};
+use crate::sys::{end_of_pages, page_size_u64, to_u64};
 
 /// Whether a mapping in an arena stays until all of it is unmapped.
 ///
@@ -89,11 +89,7 @@ impl ReservedArena {
     ///
     /// It consists of whole pages, and is not empty.
     fn range(&self, offset: usize, len: usize) -> Result<(usize, usize)> {
-        let end = offset.checked_add(len).filter(|end| *end <= self.len);
-        let end = end.ok_or_else(invalid)?;
-        if len == 0 || !(offset | end).is_multiple_of(page_size()) {
-            return Err(invalid());
-        }
+        let end = end_of_pages(offset, len, self.len).ok_or_else(invalid)?;
         // Does not overflow: `start + self.len` is inside the addresses.
         Ok((
             self.start.saturating_add(offset),
@@ -319,6 +315,7 @@ fn section_of(file: &File, protection: u32) -> Result<OwnedHandle> {
 #[cfg(test)]
 mod tests {
     use std::ffi::c_void;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use test_support::{skipped, temp_file_of_len};
     use windows_sys::Win32::Foundation::HANDLE;
@@ -371,6 +368,18 @@ mod tests {
         0
     }
 
+    /// The address whose view `unmap_others` does not unmap.
+    static REFUSED: AtomicUsize = AtomicUsize::new(0);
+
+    unsafe extern "system" fn unmap_others(process: HANDLE, at: *const c_void, how: u32) -> i32 {
+        if at.addr() == REFUSED.load(Ordering::Relaxed) {
+            return 0;
+        }
+        let functions = Placeholders::find().unwrap();
+        // SAFETY: the caller passes the arguments of `UnmapViewOfFile2`.
+        unsafe { (functions.unmap_view)(process, at, how) }
+    }
+
     #[test]
     fn map_that_the_system_refuses_leaves_one_placeholder_between_views() {
         let test = "map_that_the_system_refuses_leaves_one_placeholder_between_views";
@@ -411,6 +420,29 @@ mod tests {
         assert!(change(&mut arena, 0, 3, None).is_err());
         assert!(change(&mut arena, 4, 1, Some(&file)).is_err());
         assert_eq!(arena.parts, before);
+        change(&mut arena, 0, PAGES, None).unwrap();
+        assert_eq!(arena.parts.len(), 1);
+    }
+
+    #[test]
+    fn unmap_that_the_system_refuses_leaves_the_views_before_it_unmapped() {
+        let test = "unmap_that_the_system_refuses_leaves_the_views_before_it_unmapped";
+        let Some(mut arena) = arena(test) else {
+            return;
+        };
+        let file = temp_file_of_len(1 << 20);
+        for at in [1, 4, 8] {
+            change(&mut arena, at, 2, Some(&file)).unwrap();
+        }
+        REFUSED.store(arena.host_address() + 4 * page_size(), Ordering::Relaxed);
+        let unmap_view = std::mem::replace(&mut arena.functions.unmap_view, unmap_others);
+        assert!(change(&mut arena, 0, PAGES, None).is_err());
+        let views = arena.parts.iter().filter(|(_, part)| part.is_view);
+        let views: Vec<_> = views
+            .map(|(at, _)| (at - arena.start) / page_size())
+            .collect();
+        assert_eq!(views, [4, 8]);
+        arena.functions.unmap_view = unmap_view;
         change(&mut arena, 0, PAGES, None).unwrap();
         assert_eq!(arena.parts.len(), 1);
     }
