@@ -134,20 +134,22 @@ pub(super) fn later_handler() {
 /// - `installed`: the same, and the fault handler is installed while they are sent.
 /// - `ignored`: the signals are ignored, and are not passed on.
 pub(super) fn sent_signals_during_faults(arguments: &[&str]) {
-    extern "C" fn count(_: i32) {
+    extern "C" fn count(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
         CALLS.fetch_add(1, Ordering::Relaxed);
     }
     let is_installed = arguments != ["installed"];
     // The number of faults of each thread while signals are sent.
     let faults = if is_installed { 2000 } else { 50 };
     let is_ignored = arguments == ["ignored"];
-    let handler: extern "C" fn(i32) = count;
+    let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) = count;
     let action = if is_ignored {
         libc::SIG_IGN
     } else {
         handler as usize
     };
-    set_action(libc::SIGBUS, action, 0);
+    // qemu reads the handler and its flags at different times. Without this flag, it can call the
+    // fault handler, which is installed meanwhile, without the information.
+    set_action(libc::SIGBUS, action, libc::SA_SIGINFO);
     if is_installed {
         fault::install().unwrap();
     }

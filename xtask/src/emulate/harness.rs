@@ -13,8 +13,8 @@ use crate::workspace::{cargo_path, Workspace};
 
 /// The time limit of a run, in seconds. A run that takes longer is terminated.
 const LIMIT_SECONDS: &str = "1800";
-/// The lines of a log that are printed when its run fails.
-const TAIL_LINES: usize = 60;
+/// The lines that are printed of each failed program, and of the end of the log of a failed run.
+const LINES: usize = 60;
 
 /// The unit tests that CI runs on this machine only. Their code is the same for all targets, and
 /// they take most of the time under emulation.
@@ -167,11 +167,7 @@ impl Harness {
     pub(super) fn log(&self, name: &str, command: &mut Command) -> Result<String> {
         let (status, text) = self.keep(name, command)?;
         if !status.success() {
-            let lines: Vec<_> = text.lines().collect();
-            let tail = lines
-                .get(lines.len().saturating_sub(TAIL_LINES)..)
-                .unwrap_or_default();
-            eprintln!("{}", tail.join("\n"));
+            eprintln!("{}", what_failed(&text));
         }
         ensure!(
             status.success(),
@@ -207,6 +203,27 @@ impl Harness {
         let text = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
         Ok((status, text))
     }
+}
+
+/// Returns the messages of the tests that failed, and the end of the log.
+fn what_failed(log: &str) -> String {
+    let mut lines: Vec<_> = log.lines().collect();
+    let tail = lines.split_off(lines.len().saturating_sub(LINES));
+    let mut shown = Vec::new();
+    let mut left = 0;
+    for line in lines {
+        match line {
+            "failures:" => left = LINES,
+            _ if line.contains("test result: ") => left = 0,
+            _ => {}
+        }
+        if left > 0 {
+            left -= 1;
+            shown.push(line);
+        }
+    }
+    shown.extend(tail);
+    shown.join("\n")
 }
 
 /// Returns the name of cargo's variable for a setting of a target.
@@ -252,6 +269,27 @@ mod tests {
         assert_eq!(
             variable("riscv64gc-unknown-linux-gnu", "RUNNER"),
             "CARGO_TARGET_RISCV64GC_UNKNOWN_LINUX_GNU_RUNNER"
+        );
+    }
+
+    #[test]
+    fn what_failed_shows_messages_of_failed_tests_only() {
+        let passed = "test result: ok\n".repeat(LINES);
+        let log = format!(
+            "test a ... FAILED\n\nsuccesses:\nfine\n\nfailures:\n\n---- a stdout ----\nwhy\n\n\
+             test result: FAILED. 0 passed; 1 failed\nother program\n{passed}"
+        );
+        let shown = what_failed(&log);
+        assert_eq!(
+            shown,
+            format!(
+                "failures:\n\n---- a stdout ----\nwhy\n\n{}",
+                passed.trim_end()
+            )
+        );
+        assert_eq!(
+            what_failed("error: no such target\n"),
+            "error: no such target"
         );
     }
 

@@ -98,12 +98,13 @@ impl Wine {
         self.describe(command);
     }
 
-    /// Says where the files are. There are no messages, and no offers to install programs.
+    /// Says where the files are. There are no messages, and no offers to install programs. The
+    /// debugger would change the status of a test program that crashes on purpose.
     fn describe(&self, command: &mut Command) {
         command
             .env("WINEPREFIX", &self.prefix)
             .env("WINEDEBUG", "-all")
-            .env("WINEDLLOVERRIDES", "mscoree,mshtml=");
+            .env("WINEDLLOVERRIDES", "mscoree,mshtml,winedbg.exe=");
     }
 
     /// Makes the folder of the files, with the library that Wine 8 lacks.
