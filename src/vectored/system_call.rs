@@ -16,8 +16,7 @@ pub const MAX_VECTORS: usize = 1024;
 /// The maximum number of bytes of a single call.
 ///
 /// A read marks all bytes of its vectors. Without a limit, a loop over a long range would take
-/// quadratic time. It is also less than all systems accept, of which macOS has the lowest limit
-/// (`INT_MAX`).
+/// quadratic time. It is below the limit of each system. The lowest is that of macOS (`INT_MAX`).
 pub(super) const MAX_BYTES: usize = 64 << 20;
 
 /// The direction of a transfer, as the descriptor sees it.

@@ -262,7 +262,7 @@ impl Arena {
     ///
     /// Replaces everything that is mapped there, except on [Windows](#windows). An access of the
     /// guest reaches either the previous mapping or the new one. The arena does not keep the file
-    /// open. [`Permissions::No`] unmaps the range.
+    /// open. With [`Permissions::No`], the call is [`unmap`](Self::unmap).
     ///
     /// On Linux, the file is mapped elsewhere, and the mapping is then moved into the arena.
     /// Another process that seals the file meanwhile causes an error, and the arena keeps all its
@@ -270,7 +270,7 @@ impl Arena {
     ///
     /// # Aborts
     ///
-    /// Aborts the process if the kernel of Linux has unmapped the range and then lacks memory for
+    /// On Linux, aborts the process if the kernel has unmapped the range and then lacks memory for
     /// page tables. Another thread could get the addresses, and the guest would reach its memory.
     ///
     /// # Errors
@@ -279,7 +279,7 @@ impl Arena {
     ///
     /// - the range is empty, not whole pages, or not inside the arena;
     /// - the address, the length or the offset in the file are not whole pages of the file;
-    /// - the guests of this process use too many VMAs;
+    /// - the guests of this process use too many VMAs (on Windows, too many mappings);
     /// - the system refuses the file, for example because it is not open for the access;
     /// - the system cannot move its mapping, for example one of huge pages before Linux 5.16; or
     /// - something is mapped there, or the file is too short, on [Windows](#windows).
@@ -319,8 +319,8 @@ impl Arena {
     ///
     /// # Errors
     ///
-    /// Returns an [`ArenaError`] under the conditions that [`map`](Self::map) lists. If the system
-    /// of Windows refuses to unmap one of several mappings, those before it are unmapped.
+    /// Returns an [`ArenaError`] under the conditions that [`map`](Self::map) lists. On Windows, if
+    /// the system refuses to unmap one of several mappings, those before it are unmapped.
     pub fn unmap(&self, offset: u64, len: u64) -> Result<(), ArenaError> {
         self.change("unmap", offset, len, None, ReservedArena::unmap)
     }

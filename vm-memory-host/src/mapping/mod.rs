@@ -253,7 +253,7 @@ impl Deref for Changes<'_> {
 /// nevertheless. Its addresses, and the reference to its file, stay until the adjacent regions are
 /// dropped. Memory that is still mapped then stays mapped until the process ends.
 ///
-/// The result is 0 in a process that meets none of these limits. Makes no system call.
+/// The result is 0 unless one of these has happened. Makes no system call.
 ///
 /// On Windows, it counts the addresses of private memory and of arenas that the system has refused
 /// to release. It does not count files of regions.

@@ -125,9 +125,9 @@ use crate::mapping::{parts, span_of, HostMapped, HostMapping, Part};
 /// discarded.
 ///
 /// The same error means that a page to overwrite is not available. For example, another process
-/// has truncated the file, or has removed the page and the file system is full. If it does so
-/// during the call, or before Linux 5.14, the error requires the
-/// [fault handler](vm_memory::fault). Without it, SIGBUS ends the process.
+/// has truncated the file, or has removed the page and the file system is full. Before Linux 5.14,
+/// and if this happens during the call, the error needs the [fault handler](vm_memory::fault).
+/// Without it, SIGBUS ends the process.
 #[doc(alias = "balloon")]
 #[doc(alias = "free page reporting")]
 #[doc(alias = "punch hole")]

@@ -48,10 +48,12 @@ use crate::mapping::{parts, to_u64, HostMapped, Part};
 /// - touches a [read-only](crate::Region::read_only) region, or
 /// - touches a region that this crate did not build, or that the parent process built.
 ///
-/// Returns [`ChangeError::System`] if the system refuses a call, or if a page is not available for
-/// a write of zeroes. Earlier bytes of the range stay zeroed. The latter requires the
-/// [fault handler](vm_memory::fault) on Windows, before Linux 5.14, and if another process removes
-/// the page during the call. Without the handler, the fault ends the process.
+/// Returns [`ChangeError::System`] if the system refuses a call. Earlier bytes of the range stay
+/// zeroed.
+///
+/// The same error means that a page for the zeroes is not available. On Windows, before Linux 5.14,
+/// and if another process removes the page during the call, this needs the
+/// [fault handler](vm_memory::fault). Without it, the fault ends the process.
 #[doc(alias = "migration")]
 #[doc(alias = "memset")]
 #[doc(alias = "fill")]
