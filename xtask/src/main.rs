@@ -8,7 +8,7 @@
 //! ```text
 //! debian, lexer, workspace
 //! source
-//! bench, changelog, compat, emulate, layers, lines, prose, readme, soak, xen
+//! bench, changelog, compat, emulate, layers, prose, readme, soak, xen
 //! ```
 
 #![cfg_attr(
@@ -32,7 +32,6 @@ mod debian;
 mod emulate;
 mod layers;
 mod lexer;
-mod lines;
 mod prose;
 mod readme;
 mod soak;
@@ -69,8 +68,6 @@ enum Command {
     Emulate(emulate::Args),
     /// Check that modules import only from the layers that their crate allows
     Layers(layers::Args),
-    /// Count the code lines of each crate
-    Lines(lines::Args),
     /// Report forbidden phrases, long lines and long sentences in comments and documentation
     Prose(prose::Args),
     /// Write the tables of README.md that have figures of bench/rows.md
@@ -89,7 +86,6 @@ fn main() -> ExitCode {
         Command::Changelog => changelog::run(&workspace),
         Command::Emulate(args) => emulate::run(&workspace, &args),
         Command::Layers(args) => layers::run(&workspace, &args),
-        Command::Lines(args) => lines::run(&workspace, &args),
         Command::Prose(args) => prose::run(&workspace, &args),
         Command::Readme(args) => readme::run(&workspace, &args),
         Command::Soak(args) => soak::run(&workspace, &args),

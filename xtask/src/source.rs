@@ -3,7 +3,6 @@
 //! [`modules`] follows the `mod` items of a crate from its root file. Code that only tests compile
 //! is left out. It is recognised by its attributes.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +11,6 @@ use proc_macro2::TokenStream;
 use quote::ToTokens;
 use syn::parse::{ParseStream, Parser};
 use syn::punctuated::Punctuated;
-use syn::spanned::Spanned;
 use syn::visit_mut::{self, VisitMut};
 use syn::{Attribute, Item, Meta, Token};
 
@@ -27,8 +25,6 @@ pub struct Module {
     pub text: String,
     /// The syntax tree of the text, without the code that only tests compile.
     pub tree: syn::File,
-    /// The lines of that code, counted from 1.
-    pub test_lines: BTreeSet<usize>,
 }
 
 impl Module {
@@ -43,14 +39,12 @@ impl Module {
         if is_test(&tree.attrs) {
             return Ok(None);
         }
-        let mut tests = WithoutTests::default();
-        tests.visit_file_mut(&mut tree);
+        WithoutTests.visit_file_mut(&mut tree);
         Ok(Some(Self {
             file,
             path,
             text,
             tree,
-            test_lines: tests.lines,
         }))
     }
 }
@@ -196,51 +190,41 @@ fn without_test(condition: &Meta) -> Option<bool> {
     }
 }
 
-/// Removes the nodes of a tree that only tests compile, and collects their lines.
-#[derive(Default)]
-struct WithoutTests {
-    lines: BTreeSet<usize>,
-}
-
-impl WithoutTests {
-    /// Returns whether other builds compile a node too. If not, adds its lines.
-    fn keeps(&mut self, node: &impl ToTokens) -> bool {
-        let test = is_test(&attributes(node));
-        if test {
-            let span = node.span();
-            self.lines.extend(span.start().line..=span.end().line);
-        }
-        !test
-    }
-}
+/// Removes the nodes of a tree that only tests compile.
+struct WithoutTests;
 
 impl VisitMut for WithoutTests {
     fn visit_file_mut(&mut self, file: &mut syn::File) {
-        file.items.retain(|item| self.keeps(item));
+        file.items.retain(is_kept);
         visit_mut::visit_file_mut(self, file);
     }
 
     fn visit_item_mod_mut(&mut self, module: &mut syn::ItemMod) {
         if let Some((_, items)) = &mut module.content {
-            items.retain(|item| self.keeps(item));
+            items.retain(is_kept);
         }
         visit_mut::visit_item_mod_mut(self, module);
     }
 
     fn visit_item_impl_mut(&mut self, block: &mut syn::ItemImpl) {
-        block.items.retain(|item| self.keeps(item));
+        block.items.retain(is_kept);
         visit_mut::visit_item_impl_mut(self, block);
     }
 
     fn visit_block_mut(&mut self, block: &mut syn::Block) {
-        block.stmts.retain(|statement| self.keeps(statement));
+        block.stmts.retain(is_kept);
         visit_mut::visit_block_mut(self, block);
     }
 
     fn visit_fields_named_mut(&mut self, fields: &mut syn::FieldsNamed) {
         let named = std::mem::take(&mut fields.named).into_pairs();
-        fields.named = named.filter(|field| self.keeps(field.value())).collect();
+        fields.named = named.filter(|field| is_kept(field.value())).collect();
     }
+}
+
+/// Returns whether builds that are not tests compile a node.
+fn is_kept(node: &impl ToTokens) -> bool {
+    !is_test(&attributes(node))
 }
 
 /// Returns the attributes before an item, a field or a statement.
@@ -287,12 +271,11 @@ mod tests {
     }
 
     #[test]
-    fn parse_removes_tests_and_collects_their_lines() {
+    fn parse_of_code_and_tests_removes_the_tests() {
         let text =
             "fn code() {\n    #[cfg(test)]\n    count();\n}\n\n#[cfg(test)]\nmod tests {\n}\n";
         let module = Module::parse(PathBuf::new(), Vec::new(), text.to_owned());
         let module = module.unwrap().unwrap();
-        assert_eq!(Vec::from_iter(module.test_lines), [2, 3, 6, 7, 8]);
         let code = module.tree.to_token_stream().to_string();
         assert_eq!(code, "fn code () { }");
     }
