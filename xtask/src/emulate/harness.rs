@@ -218,7 +218,7 @@ fn what_failed(log: &str) -> String {
             _ => {}
         }
         if left > 0 {
-            left -= 1;
+            left = left.saturating_sub(1);
             shown.push(line);
         }
     }
