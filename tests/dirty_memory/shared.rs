@@ -1,5 +1,4 @@
 //! A `DirtyMemory` reports a page in each region that shares its mapping or its bitmap.
-#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -14,6 +13,8 @@ use vm_memory::{
     Bytes, GuestAddress, GuestMemoryMmap, GuestRegionCollection, GuestRegionMmap, MmapRegion,
 };
 
+use super::runs;
+
 const PAGE_SIZE: NonZeroUsize = NonZeroUsize::new(PAGE).unwrap();
 
 type Slices = GuestRegionCollection<GuestRegionMmap<ArcSlice<AtomicBitmap>>>;
@@ -24,10 +25,6 @@ fn mapped_twice() -> GuestMemoryMmap<AtomicBitmap> {
     let region = |start| GuestRegionMmap::with_arc(Arc::clone(&mapping), GuestAddress(start));
     let regions = vec![region(0).unwrap(), region(0x1_0000).unwrap()];
     GuestMemoryMmap::from_regions(regions).unwrap()
-}
-
-fn runs(dirty: &DirtyMemory) -> Vec<(u64, usize)> {
-    dirty.runs().map(|(start, len)| (start.0, len)).collect()
 }
 
 #[test]

@@ -1,5 +1,4 @@
 //! A `DirtyMemory` accepts regions that are not RAM, and regions of any length.
-#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::num::NonZeroUsize;
 
@@ -12,6 +11,8 @@ use vm_memory::{
     GuestRegionCollection, GuestUsize, MemoryRegionAddress, MmapRegion, VolatileMemory,
     VolatileSlice,
 };
+
+use super::runs;
 
 const LONG: u64 = 1 << 56;
 
@@ -78,10 +79,6 @@ fn device<B>(start: u64, len: u64, bitmap: B) -> Region<B> {
 
 fn pages(len: usize) -> AtomicBitmap {
     AtomicBitmap::new(len, NonZeroUsize::new(PAGE).unwrap())
-}
-
-fn runs(dirty: &DirtyMemory) -> Vec<(u64, usize)> {
-    dirty.runs().map(|(start, len)| (start.0, len)).collect()
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! `DirtyMemory` divides the dirty bytes into runs that can be read as a whole, and into unreadable
 //! runs.
-#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;

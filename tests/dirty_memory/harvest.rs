@@ -1,5 +1,4 @@
 //! A `DirtyMemory` loses no dirty page: with logs, after `put_back`, and when regions change.
-#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -13,6 +12,8 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
+
+use super::runs;
 
 /// Creates regions of (first page, number of pages, pages per bit of the bitmap).
 fn memory(regions: &[(u64, usize, usize)]) -> GuestMemoryMmap<AtomicBitmap> {
@@ -174,10 +175,6 @@ fn harvest_with_logs_of_memory_without_bitmaps_returns_logs() {
         harvested::<AtomicBitmap>(),
         [(GuestAddress(0x1000), 0x2000)]
     );
-}
-
-fn runs(dirty: &DirtyMemory) -> Vec<(u64, usize)> {
-    dirty.runs().map(|(start, len)| (start.0, len)).collect()
 }
 
 #[test]

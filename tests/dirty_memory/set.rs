@@ -1,9 +1,4 @@
 //! A `DirtyMemory` as a set equals a `BTreeSet` of page addresses, for any two layouts of memory.
-#![cfg(all(
-    feature = "backend-mmap",
-    feature = "backend-bitmap",
-    feature = "iommu"
-))]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;

@@ -1,5 +1,4 @@
 //! The dirty pages that contain only zeroes.
-#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -9,11 +8,9 @@ use vm_memory::dirty::DirtyMemory;
 use vm_memory::mmap::{MmapRegionBuilder, PluggedBlocks};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-const PAGE: usize = 0x1000;
+use super::runs;
 
-fn runs(dirty: &DirtyMemory) -> Vec<(u64, usize)> {
-    dirty.runs().map(|(start, len)| (start.0, len)).collect()
-}
+const PAGE: usize = 0x1000;
 
 #[test]
 fn take_zero_pages_splits_set_by_content() {

@@ -1,5 +1,4 @@
 //! A panic in a user's code loses no dirty page of a [`DirtyMemory`].
-#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::cell::Cell;
 use std::num::NonZeroUsize;
