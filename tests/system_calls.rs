@@ -1,4 +1,5 @@
-//! The table of system calls in the crate documentation lists the calls that are made.
+//! The table of system calls in the crate documentation lists the calls that are made. Mappings,
+//! marks and harvests make no others.
 //!
 //! The allocator of this program makes no system calls, so it is a program of its own.
 #![cfg(all(
@@ -11,20 +12,23 @@
     not(miri)
 ))]
 
+use std::collections::BTreeSet;
 use std::io::Result;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use test_support::{
-    documented_calls, skipped, temp_file, temp_file_of_len, CallRecorder, StaticAllocator,
+    documented_calls, record_calls, skipped, temp_file, temp_file_of_len, CallRecorder,
+    StaticAllocator, PAGE,
 };
-use vm_memory::bitmap::{AtomicBitmap, DirtyPages};
-use vm_memory::dirty::DirtyMemory;
+use vm_memory::bitmap::{AtomicBitmap, Bitmap, DirtyPages};
+use vm_memory::dirty::{DirtyMemory, LogWords};
 use vm_memory::iommu::{AskingIommu, Iommu, IovaRange, SharedIotlb};
+use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     fault, vectored, Bytes, FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryAtomic,
-    GuestMemoryMmap, MmapRegion, Permissions,
+    GuestMemoryMmap, GuestRegionMmap, MmapRegion, Permissions, VolatileMemory,
 };
 
 const SIZE: usize = 0x1_0000;
@@ -198,4 +202,138 @@ fn system_calls_are_those_of_the_documentation() {
     let is_tested = |call: &String| !untested.iter().any(|start| call.starts_with(start));
     let unused: Vec<_> = unused.filter(is_tested).collect();
     assert_eq!(unused, Vec::<String>::new());
+}
+
+/// Returns the calls of a function. Reports `test` as skipped if they cannot be recorded.
+///
+/// Some versions of the C library make `newfstatat` for `fstat`.
+fn calls(test: &str, function: impl FnOnce() + Send) -> Option<BTreeSet<i64>> {
+    let usual = |number| match number {
+        libc::SYS_newfstatat => libc::SYS_fstat,
+        number => number,
+    };
+    match record_calls(function) {
+        Ok(((), calls)) => Some(calls.into_iter().map(usual).collect()),
+        Err(error) => {
+            skipped(test, format!("seccomp notifications: {error}"));
+            None
+        }
+    }
+}
+
+/// Checks the calls of each constructor, of an access, and of the drop. `place` outlives all of
+/// them, so that no file is closed.
+fn assert_calls_of_mapping(test: &str, place: Option<&FileOffset>, expected: &[i64]) {
+    let copy = || place.cloned();
+    let access = |region: &MmapRegion| {
+        let slice = region.as_volatile_slice();
+        slice.write_obj(7u64, 8).unwrap();
+        assert_eq!(slice.read_obj::<u64>(8).unwrap(), 7);
+    };
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = match place {
+        Some(_) => libc::MAP_SHARED,
+        None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+    };
+    let new = || match copy() {
+        Some(place) => access(&MmapRegion::from_file(place, SIZE).unwrap()),
+        None => access(&MmapRegion::new(SIZE).unwrap()),
+    };
+    let build = || access(&MmapRegion::build(copy(), SIZE, prot, flags).unwrap());
+    let builder = || {
+        let builder = MmapRegionBuilder::new(SIZE);
+        let builder = match copy() {
+            Some(place) => builder.with_file_offset(place),
+            None => builder,
+        };
+        access(&builder.build().unwrap());
+    };
+    let region = || drop(GuestRegionMmap::<()>::from_range(START, SIZE, copy()).unwrap());
+    let memory = || {
+        let memory = GuestMemoryMmap::<()>::from_ranges_with_files([(START, SIZE, copy())]);
+        memory.unwrap().write_obj(7u64, START).unwrap();
+    };
+    let constructors: [(&str, &(dyn Fn() + Sync)); 5] = [
+        ("new or from_file", &new),
+        ("build", &build),
+        ("MmapRegionBuilder", &builder),
+        ("from_range", &region),
+        ("from_ranges_with_files", &memory),
+    ];
+    for (name, constructor) in constructors {
+        let Some(made) = calls(test, constructor) else {
+            return;
+        };
+        assert_eq!(made, expected.iter().copied().collect(), "{name}");
+    }
+}
+
+#[test]
+fn mapping_of_file_calls_mmap_fstat_and_munmap_only() {
+    let place = FileOffset::new(temp_file_of_len(SIZE as u64), 0);
+    assert_calls_of_mapping(
+        "mapping_of_file_calls_mmap_fstat_and_munmap_only",
+        Some(&place),
+        &[libc::SYS_mmap, libc::SYS_fstat, libc::SYS_munmap],
+    );
+}
+
+#[test]
+fn mapping_of_anonymous_memory_calls_mmap_and_munmap_only() {
+    assert_calls_of_mapping(
+        "mapping_of_anonymous_memory_calls_mmap_and_munmap_only",
+        None,
+        &[libc::SYS_mmap, libc::SYS_munmap],
+    );
+}
+
+#[test]
+fn marks_and_harvests_of_bitmap_make_no_system_call() {
+    let page = NonZeroUsize::new(PAGE).unwrap();
+    // The second size has a summary.
+    for pages in [100usize, 1 << 22] {
+        let bitmap = AtomicBitmap::new(pages * PAGE, page);
+        let mut dirty = DirtyPages::new(pages * PAGE, page);
+        let mut words = vec![0u64; pages.div_ceil(64)];
+        let made = calls("marks_and_harvests_of_bitmap_make_no_system_call", || {
+            bitmap.mark_dirty(5, 1);
+            bitmap.set_addr_range(0, 70 * PAGE);
+            bitmap.reset_addr_range(0, PAGE);
+            bitmap.set_bit(99);
+            bitmap.reset_bit(99);
+            bitmap.harvest_into(&mut dirty);
+            bitmap.put_back(&dirty);
+            bitmap.harvest_words(&mut words);
+            bitmap.set_from_words(PAGE, &words, page);
+            bitmap.stop_tracking();
+            bitmap.start_tracking();
+            bitmap.reset();
+        });
+        let Some(made) = made else { return };
+        assert_eq!(made, BTreeSet::new(), "{pages} pages");
+    }
+}
+
+#[test]
+fn marks_and_harvests_of_memory_make_no_system_call() {
+    let page = NonZeroUsize::new(PAGE).unwrap();
+    let ranges = [(START, 0x8000), (GuestAddress(0x1_0000), 0x8000)];
+    let memory = Memory::from_ranges(&ranges).unwrap();
+    let mut dirty = DirtyMemory::new();
+    // The first harvest allocates the buffers.
+    dirty.harvest(&memory);
+    let log = LogWords::new(GuestAddress(0x2000), &[0b101], page);
+    let made = calls("marks_and_harvests_of_memory_make_no_system_call", || {
+        memory.write_obj(1u64, GuestAddress(0x1000)).unwrap();
+        DirtyMemory::mark(&memory, &log);
+        dirty.put_back(&memory);
+        DirtyMemory::set_tracking(&memory, false);
+        DirtyMemory::set_tracking(&memory, true);
+        dirty.clear();
+        dirty.harvest_with(&memory, &[log]);
+        dirty.add_log(&memory, &log);
+        assert_eq!(dirty.total_bytes(), 0x3000);
+    });
+    let Some(made) = made else { return };
+    assert_eq!(made, BTreeSet::new());
 }

@@ -70,9 +70,9 @@ const SYSTEM: &[&str] = &[
     "--test=fault_handler_alone",
     "--test=faults",
     "--test=lines_of_users",
-    "--test=mapping_system_calls",
     "--test=plugged_blocks",
     "--test=slices_are_iovecs",
+    "--test=system_calls",
     "--test=threads",
 ];
 
