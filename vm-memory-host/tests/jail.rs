@@ -4,12 +4,15 @@
 //! program.
 #![cfg(target_os = "linux")]
 
+mod every_region;
+
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use every_region::writable_regions;
 use rustix::mount::{mount, mount_change, MountFlags, MountPropagationFlags};
 use rustix::process::{chroot, fchdir};
 use rustix::thread::{unshare_unsafe, UnshareFlags};
@@ -207,32 +210,14 @@ const START: u64 = 1 << 32;
 
 /// Returns regions that together use all backings and options.
 fn regions(has_huge_pages: bool) -> Vec<Region> {
-    let region = |backing| Region::new(GuestAddress(START), 4 * MIB).backing(backing);
+    let start = GuestAddress(START);
+    let mut all = writable_regions(start, 4 * MIB, has_huge_pages);
     let file = || temp_file_of_len(4 * MIB);
-    let block = NonZeroU64::new(2 * MIB).unwrap();
-    let mut all = vec![
-        region(Backing::Anonymous).name("anonymous"),
-        region(Backing::Anonymous).transparent_huge_pages(TransparentHugePages::Off),
-        region(Backing::Anonymous).transparent_huge_pages(TransparentHugePages::On),
-        region(Backing::Anonymous).reserve(true).mergeable(true),
-        region(Backing::Anonymous).numa(NumaPolicy::Preferred(0)),
-        region(Backing::Anonymous).blocks(block, Unplugged::Protected),
-        region(Backing::Memfd)
-            .name("memfd")
-            .core_dump(false)
-            .forked(false),
-        region(Backing::Memfd).blocks(block, Unplugged::Mapped),
-        region(Backing::shared_file(file(), 0)),
-        region(Backing::shared_file(file(), 0)).sparse(true),
-        region(Backing::private_file(file(), 0)).lock(Lock::OnFault),
-        region(Backing::shared_file(file(), 0)).read_only(true),
-        region(Backing::private_file(file(), 0)).read_only(true),
-    ];
-    if has_huge_pages {
-        let hugetlb = region(Backing::Hugetlb { page_size: 2 * MIB });
-        all.push(hugetlb.clone());
-        all.push(hugetlb.clone().release_huge_pages(true));
-        all.push(hugetlb.blocks(block, Unplugged::Mapped));
+    for backing in [
+        Backing::shared_file(file(), 0),
+        Backing::private_file(file(), 0),
+    ] {
+        all.push(Region::new(start, 4 * MIB).backing(backing).read_only(true));
     }
     all
 }

@@ -12,25 +12,26 @@
     )
 ))]
 
+mod every_region;
+
 use std::io;
-use std::num::{NonZeroU64, NonZeroUsize};
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 
+use every_region::{writable_regions, HUGE};
 use rustix::mm::MprotectFlags;
 use seccompiler::{apply_filter, compile_from_json, BpfProgram};
 use test_support::{skipped, temp_file, temp_file_of_len, HugePages, MIB};
 use vm_memory::{vectored, Bytes, GuestAddress, GuestMemoryMmap, Permissions};
 use vm_memory_host::{
     content, describe, discard, huge_page_pools, plug, prefault, residency, unplug, Arena, Backing,
-    HostResources, Lock, MemoryBuilder, NumaPolicy, Region, TransparentHugePages, Unplugged,
-    SECCOMP_FILTERS,
+    HostResources, MemoryBuilder, NumaPolicy, Region, SECCOMP_FILTERS,
 };
 
-const HUGE: u64 = 2 * MIB;
 const TEST: &str = "functions_of_each_phase_work_under_its_filter";
 /// The environment variable that names the task of a child.
 const TASK: &str = "VM_MEMORY_HOST_TEST_TASK";
@@ -53,40 +54,8 @@ fn under_filter(phase: &str, work: impl FnOnce() + Send) {
     });
 }
 
-/// Returns regions of all kinds that this host can build.
 fn regions(has_huge_pages: bool) -> Vec<Region> {
-    let region = |backing| Region::new(GuestAddress(0), 4 * HUGE).backing(backing);
-    let file = || temp_file_of_len(4 * HUGE);
-    let options = |region: Region| {
-        region
-            .numa(NumaPolicy::Preferred(0))
-            .core_dump(false)
-            .forked(false)
-            .transparent_huge_pages(TransparentHugePages::Off)
-    };
-    let blocks = NonZeroU64::new(HUGE).unwrap();
-    let mut all = vec![
-        options(region(Backing::Anonymous))
-            .mergeable(true)
-            .name("guest"),
-        region(Backing::Anonymous).blocks(blocks, Unplugged::Protected),
-        options(region(Backing::Memfd)).name("guest"),
-        region(Backing::Memfd).blocks(blocks, Unplugged::Mapped),
-        region(Backing::Memfd)
-            .lock(Lock::OnFault)
-            .blocks(blocks, Unplugged::Mapped),
-        region(Backing::shared_file(file(), 0)),
-        region(Backing::shared_file(file(), 0)).sparse(true),
-        options(region(Backing::private_file(file(), 0))),
-        region(Backing::private_file(file(), 0)).lock(Lock::OnFault),
-    ];
-    if has_huge_pages {
-        let hugetlb = || region(Backing::Hugetlb { page_size: HUGE });
-        all.push(hugetlb());
-        all.push(hugetlb().release_huge_pages(true));
-        all.push(hugetlb().blocks(blocks, Unplugged::Mapped));
-    }
-    all
+    writable_regions(GuestAddress(0), 4 * HUGE, has_huge_pages)
 }
 
 fn build(region: Region) -> GuestMemoryMmap {

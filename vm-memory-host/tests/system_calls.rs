@@ -3,6 +3,8 @@
 //! The allocator of this program makes no system calls, so it is a separate program.
 #![cfg(all(target_os = "linux", not(miri)))]
 
+mod every_region;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -12,23 +14,22 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 
-use rustix::fs::{ftruncate, memfd_create, MemfdFlags};
+use every_region::{writable_regions, HUGE};
 use serde_json::Value;
 use test_support::{
-    call_rows, documented_calls, record_calls, skipped, temp_file_of_len, Call, CallRecorder,
-    CallRow, HugePages, StaticAllocator, MIB,
+    call_rows, documented_calls, in_own_process, record_calls, skipped, temp_file_of_len, Call,
+    CallRecorder, CallRow, HugePages, StaticAllocator, MIB, PAGE_U64 as PAGE,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, Permissions};
 use vm_memory_host::{
     content, describe, discard, discard_pages, huge_page_pools, plug, plug_state, prefault,
     residency, still_mapped, unplug, unplug_all, zero_range, Arena, Backing, Balloon, Description,
-    Descriptors, HostResources, Lock, MemoryBuilder, NumaPolicy, PlugState, Region,
-    TransparentHugePages, Unplugged, SECCOMP_FILTERS,
+    Descriptors, HostResources, MemoryBuilder, NumaPolicy, PlugState, Region, TransparentHugePages,
+    Unplugged, SECCOMP_FILTERS,
 };
 
 /// The documentation with the tables.
 const TABLE: &str = include_str!("../src/lib.rs");
-const HUGE: u64 = 2 * MIB;
 
 #[global_allocator]
 static ALLOCATOR: StaticAllocator = StaticAllocator::new();
@@ -37,56 +38,8 @@ fn region(backing: Backing) -> Region {
     Region::new(GuestAddress(0), 4 * HUGE).backing(backing)
 }
 
-fn memfd() -> Backing {
-    let memfd = memfd_create("received", MemfdFlags::ALLOW_SEALING).unwrap();
-    ftruncate(&memfd, 4 * HUGE).unwrap();
-    Backing::shared_file(memfd, 0)
-}
-
 fn file() -> File {
     temp_file_of_len(4 * HUGE)
-}
-
-/// Returns regions that together make all calls of a build.
-fn regions(has_huge_pages: bool) -> Vec<Region> {
-    let options = |region: Region| {
-        region
-            .numa(NumaPolicy::Preferred(0))
-            .core_dump(false)
-            .forked(false)
-            .transparent_huge_pages(TransparentHugePages::Off)
-    };
-    let blocks = NonZeroU64::new(HUGE).unwrap();
-    let mut all = vec![
-        region(Backing::Anonymous),
-        options(region(Backing::Anonymous)).mergeable(true),
-        region(Backing::Anonymous).blocks(blocks, Unplugged::Protected),
-        options(region(Backing::Memfd)).name("guest"),
-        region(Backing::Memfd).blocks(blocks, Unplugged::Mapped),
-        region(Backing::Memfd)
-            .lock(Lock::OnFault)
-            .blocks(blocks, Unplugged::Mapped),
-        region(memfd()),
-        region(memfd()).lock(Lock::Now),
-        region(Backing::shared_file(file(), 0)),
-        region(Backing::shared_file(file(), 0)).sparse(true),
-        options(region(Backing::private_file(file(), 0))),
-    ];
-    for lock in [Lock::Now, Lock::OnFault] {
-        all.push(region(Backing::private_file(file(), 0)).lock(lock));
-    }
-    if let Ok(file) = tempfile::tempfile_in("/dev/shm") {
-        file.set_len(4 * HUGE).unwrap();
-        all.push(region(Backing::shared_file(file, 0)).blocks(blocks, Unplugged::Mapped));
-    }
-    all.push(region(Backing::Anonymous).name("guest"));
-    if has_huge_pages {
-        let hugetlb = || region(Backing::Hugetlb { page_size: HUGE });
-        all.push(hugetlb());
-        all.push(hugetlb().release_huge_pages(true));
-        all.push(hugetlb().blocks(blocks, Unplugged::Mapped));
-    }
-    all
 }
 
 /// Builds, uses and drops memory of one kind.
@@ -225,7 +178,7 @@ fn plug_too_much(recorder: &mut CallRecorder) -> Result<()> {
 fn use_everything(recorder: &mut CallRecorder, has_huge_pages: bool) -> Result<()> {
     use_arena(recorder)?;
     use_description(recorder)?;
-    for region in regions(has_huge_pages) {
+    for region in writable_regions(GuestAddress(0), 4 * HUGE, has_huge_pages) {
         use_memory(recorder, region)?;
     }
     use_adjacent_regions(recorder)?;
@@ -427,6 +380,50 @@ fn discard_of_released_huge_pages_allocates_each_once() {
     assert_eq!(both("inflate again"), (0, 1));
     // Only the third page has not been released.
     assert_eq!(both("discard"), (1, 3));
+}
+
+/// A seccomp filter may forbid to open files when guests cause these calls. No other test of the
+/// process has read files for them.
+#[test]
+fn discard_and_plug_after_build_open_no_files() {
+    in_own_process("discard_and_plug_after_build_open_no_files", |test| {
+        let build = |region: Region| -> GuestMemoryMmap {
+            MemoryBuilder::new().region(region).build().unwrap()
+        };
+        let private = || region(Backing::private_file(file(), 0));
+        let memories = [
+            build(private()),
+            build(private().transparent_huge_pages(TransparentHugePages::Off)),
+            build(region(Backing::Anonymous)),
+            build(region(Backing::Memfd)),
+            build(region(Backing::shared_file(file(), 0))),
+        ];
+        let blocks = NonZeroU64::new(HUGE).unwrap();
+        let blocks = build(region(Backing::Memfd).blocks(blocks, Unplugged::Mapped));
+        let recorded = record_calls(|| {
+            for memory in &memories {
+                memory.write_obj(7u8, GuestAddress(PAGE)).unwrap();
+                assert_eq!(discard(memory, GuestAddress(PAGE), PAGE).unwrap(), PAGE);
+                assert_eq!(memory.read_obj::<u8>(GuestAddress(PAGE)).unwrap(), 0);
+                assert_eq!(discard_pages(memory, [1u32, 3, 2]).discarded, 3);
+            }
+            plug(&blocks, GuestAddress(0), 2 * HUGE).unwrap();
+            unplug(&blocks, GuestAddress(0), HUGE).unwrap();
+            unplug_all(&blocks, GuestAddress(0)).unwrap();
+        });
+        let calls = match recorded {
+            Ok(((), calls)) => calls,
+            Err(error) => return skipped(test, error),
+        };
+        let open = [
+            libc::SYS_openat,
+            libc::SYS_openat2,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_open,
+        ];
+        assert!(calls.is_disjoint(&open.into()), "{calls:?}");
+        assert!(calls.contains(&libc::SYS_madvise), "{calls:?}");
+    });
 }
 
 /// The sender of a memfd can hold its lock, for which fallocate(2), lseek(2) and others wait.
