@@ -303,7 +303,7 @@ pub fn copy_to_volatile_slice(shared: &SharedPages, len: usize) -> Result<Batch>
     }))
 }
 
-/// Copies with `memcpy`, for the throughput plot.
+/// Copies with `memcpy`, for `--throughput`.
 pub fn copy_bytes(shared: &SharedPages, len: usize, shift: Shift) -> Result<Batch> {
     let flat = Flat::new(shared, Layout::apart(1))?;
     let host = shared.host.clone();

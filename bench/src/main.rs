@@ -13,7 +13,6 @@ mod growth;
 mod layout;
 mod limit;
 mod new_abilities;
-mod plot;
 mod provision;
 mod report;
 mod ring_windows;
@@ -99,12 +98,12 @@ struct Cli {
     /// List the names of the rows
     #[arg(long)]
     list: bool,
-    /// Measure copies of 1 B to 16 MiB instead, and draw them in this file
-    #[arg(long, value_name = "FILE.svg")]
-    throughput: Option<PathBuf>,
-    /// Measure IOTLBs of 1 to 1 000 000 mappings instead, and draw them in this file
-    #[arg(long, value_name = "FILE.svg")]
-    growth: Option<PathBuf>,
+    /// Measure copies of 1 B to 16 MiB instead
+    #[arg(long)]
+    throughput: bool,
+    /// Measure IOTLBs of 1 to 1 000 000 mappings instead
+    #[arg(long)]
+    growth: bool,
     /// Measure operations by 1 to 16 threads instead
     #[arg(long)]
     threads: bool,
@@ -161,11 +160,11 @@ fn main() -> Result<()> {
         Some(build) => build,
         None => Build::of_this_program()?,
     };
-    if let Some(path) = &cli.throughput {
-        return throughput::run(&shared, effort, build, path, cli.tsv.as_deref());
+    if cli.throughput {
+        return throughput::run(&shared, effort, build, cli.tsv.as_deref());
     }
-    if let Some(path) = &cli.growth {
-        return growth::run(effort, build, path);
+    if cli.growth {
+        return growth::run(effort, build);
     }
     if cli.threads {
         return scaling::run(&shared, effort, build);

@@ -3,8 +3,7 @@
 //!
 //! The program in `bench/` measures. This command runs it in each build. It writes a page to
 //! `bench/RESULTS.md`, the rows of all builds to `bench/rows.md`, and some of them to `README.md`.
-//! It also plots copy throughput and the growth of an IOTLB to `bench/*.svg`. A run of some builds
-//! only, or in short rounds, writes these files to `target/bench/`.
+//! A run of some builds only, or in short rounds, writes these files to `target/bench/`.
 //!
 //! `--quick` is for developers: it measures the 15 rows that matter most, in the build `release`.
 //! This build compiles fastest, and it is Cargo's default for a release. The run takes less than
@@ -137,7 +136,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let whole = !args.short && builds == BUILDS;
-    let curves = bench.curves(&programs, args, whole)?;
+    let curves = bench.curves(&programs, args)?;
     let run = Run {
         machine: &machine,
         rounds: args.rounds,
@@ -245,37 +244,18 @@ impl Bench {
     }
 
     /// Measures copies in each build. In the first build, also measures an IOTLB that grows,
-    /// operations by several threads, and provisioning, and draws the plots. Only a whole run
-    /// replaces the plots in `bench/`.
-    fn curves(&self, programs: &[(Build, PathBuf)], args: &Args, whole: bool) -> Result<Curves> {
+    /// operations by several threads, and provisioning.
+    fn curves(&self, programs: &[(Build, PathBuf)], args: &Args) -> Result<Curves> {
         let (build, program) = programs.first().context("no build")?;
-        let folder = if whole { &self.folder } else { &self.target };
-        let draw = |option: &str, file: &str| -> Result<String> {
-            let path = folder.join(file);
-            let mut command = self.program(*build, program, args);
-            let said = output_of(command.arg(option).arg(&path))?;
-            println!("written: {}", path.display());
-            said.last().cloned().context("the program printed nothing")
-        };
         let mut throughput = Vec::new();
-        for (number, (build, program)) in programs.iter().enumerate() {
-            let name = build.name();
-            let plot = match number {
-                0 => folder.join("copy-throughput.svg"),
-                _ => self.target.join(format!("copy-throughput-{name}.svg")),
-            };
-            let tsv = self.target.join(format!("copies-{name}.tsv"));
+        for (build, program) in programs {
+            let tsv = self.target.join(format!("copies-{}.tsv", build.name()));
             let mut command = self.program(*build, program, args);
-            command
-                .arg("--throughput")
-                .arg(&plot)
-                .arg("--tsv")
-                .arg(&tsv);
+            command.arg("--throughput").arg("--tsv").arg(&tsv);
             let verdict = output_of(&mut command)?
                 .last()
                 .cloned()
                 .context("the program printed nothing")?;
-            println!("written: {}", plot.display());
             let text = fs::read_to_string(&tsv)
                 .with_context(|| format!("cannot read {}", tsv.display()))?;
             let points = points(&text).with_context(|| {
@@ -283,14 +263,13 @@ impl Bench {
             })?;
             throughput.push((*build, Throughput { verdict, points }));
         }
-        let growth = draw("--growth", "iotlb-growth.svg")?;
         let table = |option: &str| -> Result<String> {
             let said = output_of(self.program(*build, program, args).arg(option))?;
             Ok(said.join("\n"))
         };
         Ok(Curves {
             throughput,
-            growth,
+            growth: table("--growth")?,
             threads: table("--threads")?,
             provision: table("--provision")?,
         })

@@ -56,7 +56,7 @@ pub fn copy_to_volatile_slice(shared: &SharedPages, len: usize) -> Result<Batch>
     }))
 }
 
-/// Copies bytes from the guest to the host, for copy-throughput.svg.
+/// Copies bytes from the guest to the host, for `--throughput`.
 pub fn copy_bytes(shared: &SharedPages, len: usize, shift: Shift) -> Result<Batch> {
     let memory = memory::<Plain>(shared, Layout::apart(1))?;
     let host = shared.host.clone();

@@ -103,14 +103,10 @@ impl Run<'_> {
             curves.threads.trim()
         )?;
         write!(text, "\n## Provisioning\n\n{}\n", curves.provision.trim())?;
+        write!(text, "\n## IOTLB\n\n{}\n", curves.growth.trim())?;
         write!(
             text,
-            "\n## IOTLB\n\n- {}\n\n![An IOTLB as it grows](iotlb-growth.svg)\n",
-            curves.growth
-        )?;
-        write!(
-            text,
-            "\n## Copies\n\n{}\n![Copy throughput](copy-throughput.svg)\n",
+            "\n## Copies\n\n{}",
             copies_by_class(&curves.throughput)?
         )?;
         Ok(text)
