@@ -1,31 +1,35 @@
-//! Differences that earlier runs found, in the form that those runs printed. None may recur.
+//! Differences that earlier runs found. None may recur.
 
 use vm_memory_differential::prelude::*;
+
+/// Builds a memory of the regions `(base, len, flavour)`, with a `page` and a `seed` of 0.
+fn build(kind: Kind, how: How, regions: &[(u64, u64, Flavour)]) -> Op {
+    let region = |&(base, len, flavour)| RegionSpec {
+        base,
+        len,
+        page: 0,
+        flavour,
+        seed: 0,
+    };
+    Build(Layout {
+        kind,
+        how,
+        regions: regions.iter().map(region).collect(),
+    })
+}
 
 /// An exact read over two regions lost the error of the source at the boundary, and read again.
 #[test]
 fn read_exact_with_error_between_regions_returns_error() {
     replay(&[
-        Build(Layout {
-            kind: Own,
-            how: FromRegions,
-            regions: list![
-                RegionSpec {
-                    base: 0xffffffffffff5f1d,
-                    len: 0x64,
-                    page: 0x0,
-                    flavour: RamWithHostAddress,
-                    seed: 0x0
-                },
-                RegionSpec {
-                    base: 0xffffffffffff5f81,
-                    len: 0x1,
-                    page: 0x0,
-                    flavour: RamWithHostAddress,
-                    seed: 0x0
-                }
+        build(
+            Own,
+            FromRegions,
+            &[
+                (0xffffffffffff5f1d, 0x64, RamWithHostAddress),
+                (0xffffffffffff5f81, 0x1, RamWithHostAddress),
             ],
-        }),
+        ),
         Touch {
             on: Memory,
             at: 0xffffffffffff5f1d,
@@ -45,26 +49,11 @@ fn read_exact_with_error_between_regions_returns_error() {
 #[test]
 fn read_exact_with_end_of_source_between_regions_returns_error() {
     replay(&[
-        Build(Layout {
-            kind: MmapPlain,
-            how: FromRangesWithFiles,
-            regions: list![
-                RegionSpec {
-                    base: 0x0,
-                    len: 0x64,
-                    page: 0x0,
-                    flavour: RamWithHostAddress,
-                    seed: 0x0
-                },
-                RegionSpec {
-                    base: 0x64,
-                    len: 0x1,
-                    page: 0x0,
-                    flavour: Ram,
-                    seed: 0x0
-                }
-            ],
-        }),
+        build(
+            MmapPlain,
+            FromRangesWithFiles,
+            &[(0x0, 0x64, RamWithHostAddress), (0x64, 0x1, Ram)],
+        ),
         Touch {
             on: Memory,
             at: 0x0,
@@ -84,17 +73,11 @@ fn read_exact_with_end_of_source_between_regions_returns_error() {
 #[test]
 fn write_to_short_sink_completes_segment() {
     replay(&[
-        Build(Layout {
-            kind: MmapTracked,
-            how: FromRangesWithFiles,
-            regions: list![RegionSpec {
-                base: 0x16157debb94,
-                len: 0x3,
-                page: 0x0,
-                flavour: NotRam,
-                seed: 0x0
-            }],
-        }),
+        build(
+            MmapTracked,
+            FromRangesWithFiles,
+            &[(0x16157debb94, 0x3, NotRam)],
+        ),
         Touch {
             on: Memory,
             at: 0x16157debb95,
@@ -113,17 +96,7 @@ fn write_to_short_sink_completes_segment() {
 #[test]
 fn write_to_sink_that_accepts_nothing_returns_write_zero() {
     replay(&[
-        Build(Layout {
-            kind: MmapTracked,
-            how: FromRegions,
-            regions: list![RegionSpec {
-                base: 0x67,
-                len: 0x1,
-                page: 0x0,
-                flavour: RamWithHostAddress,
-                seed: 0x0
-            }],
-        }),
+        build(MmapTracked, FromRegions, &[(0x67, 0x1, RamWithHostAddress)]),
         Touch {
             on: Memory,
             at: 0x67,
@@ -141,17 +114,11 @@ fn write_to_sink_that_accepts_nothing_returns_write_zero() {
 #[test]
 fn write_to_failing_sink_returns_count_first() {
     replay(&[
-        Build(Layout {
-            kind: MmapTracked,
-            how: FromArcRegions,
-            regions: list![RegionSpec {
-                base: 0x4ebd65452643ef90,
-                len: 0x1000,
-                page: 0x0,
-                flavour: RamWithHostAddress,
-                seed: 0x0
-            }],
-        }),
+        build(
+            MmapTracked,
+            FromArcRegions,
+            &[(0x4ebd65452643ef90, 0x1000, RamWithHostAddress)],
+        ),
         Touch {
             on: Memory,
             at: 0x4ebd65452643ff33,
@@ -170,17 +137,7 @@ fn write_to_failing_sink_returns_count_first() {
 #[test]
 fn check_range_of_region_without_host_memory_is_false() {
     replay(&[
-        Build(Layout {
-            kind: Device,
-            how: FromArcRegions,
-            regions: list![RegionSpec {
-                base: 0x3c2647496b7228b7,
-                len: 0x3,
-                page: 0x0,
-                flavour: Ram,
-                seed: 0x0
-            }],
-        }),
+        build(Device, FromArcRegions, &[(0x3c2647496b7228b7, 0x3, Ram)]),
         Ask {
             on: Memory,
             question: CheckRange {
@@ -195,17 +152,7 @@ fn check_range_of_region_without_host_memory_is_false() {
 #[test]
 fn check_range_with_permissions_of_region_without_host_memory_is_false() {
     replay(&[
-        Build(Layout {
-            kind: Own,
-            how: FromRegions,
-            regions: list![RegionSpec {
-                base: 0xffffffffffffe757,
-                len: 0x1000,
-                page: 0x0,
-                flavour: NotRam,
-                seed: 0x0
-            }],
-        }),
+        build(Own, FromRegions, &[(0xffffffffffffe757, 0x1000, NotRam)]),
         Ask {
             on: Memory,
             question: CheckRangeFor {
@@ -221,17 +168,11 @@ fn check_range_with_permissions_of_region_without_host_memory_is_false() {
 #[test]
 fn try_access_callback_may_handle_several_regions() {
     replay(&[
-        Build(Layout {
-            kind: MmapTracked,
-            how: FromArcRegions,
-            regions: list![RegionSpec {
-                base: 0x1e13f9d33f26e0ff,
-                len: 0x8,
-                page: 0x0,
-                flavour: Ram,
-                seed: 0x0
-            }],
-        }),
+        build(
+            MmapTracked,
+            FromArcRegions,
+            &[(0x1e13f9d33f26e0ff, 0x8, Ram)],
+        ),
         Ask {
             on: Memory,
             question: TryAccess {
@@ -247,17 +188,7 @@ fn try_access_callback_may_handle_several_regions() {
 #[test]
 fn try_access_up_to_2_pow_64_returns_count() {
     replay(&[
-        Build(Layout {
-            kind: Device,
-            how: OneByOne,
-            regions: list![RegionSpec {
-                base: 0xfffffffffffffffd,
-                len: 0x3,
-                page: 0x0,
-                flavour: Ram,
-                seed: 0x0
-            }],
-        }),
+        build(Device, OneByOne, &[(0xfffffffffffffffd, 0x3, Ram)]),
         Ask {
             on: Memory,
             question: TryAccess {
@@ -273,17 +204,7 @@ fn try_access_up_to_2_pow_64_returns_count() {
 #[test]
 fn region_past_2_pow_64_ends_there() {
     replay(&[
-        Build(Layout {
-            kind: Own,
-            how: FromRegions,
-            regions: list![RegionSpec {
-                base: 0xffffffffffffffff,
-                len: 0x2,
-                page: 0x0,
-                flavour: Ram,
-                seed: 0x0
-            }],
-        }),
+        build(Own, FromRegions, &[(0xffffffffffffffff, 0x2, Ram)]),
         Touch {
             on: Published,
             at: 0xffffffffffffffff,
@@ -299,17 +220,11 @@ fn region_past_2_pow_64_ends_there() {
 #[test]
 fn region_past_2_pow_64_does_not_contain_address_0() {
     replay(&[
-        Build(Layout {
-            kind: Own,
-            how: OneByOne,
-            regions: list![RegionSpec {
-                base: 0xffffffffffffe71b,
-                len: 0x18e6,
-                page: 0x0,
-                flavour: RamWithHostAddress,
-                seed: 0x0
-            }],
-        }),
+        build(
+            Own,
+            OneByOne,
+            &[(0xffffffffffffe71b, 0x18e6, RamWithHostAddress)],
+        ),
         Ask {
             on: Memory,
             question: CheckAddress(0x0),
@@ -343,17 +258,7 @@ fn from_slice_of_zero_sized_value_in_empty_slice_is_none() {
 #[test]
 fn array_with_more_elements_than_isize_max_is_too_big() {
     replay(&[
-        Build(Layout {
-            kind: Own,
-            how: FromArcRegions,
-            regions: list![RegionSpec {
-                base: 0x0,
-                len: 0x0,
-                page: 0x0,
-                flavour: RamWithHostAddress,
-                seed: 0x0
-            }],
-        }),
+        build(Own, FromArcRegions, &[(0x0, 0x0, RamWithHostAddress)]),
         Volatile {
             path: Path {
                 root: OfRegion(0x0),
@@ -373,17 +278,7 @@ fn array_with_more_elements_than_isize_max_is_too_big() {
 #[test]
 fn array_with_more_zero_sized_elements_than_isize_max_is_too_big() {
     replay(&[
-        Build(Layout {
-            kind: MmapTracked,
-            how: OneByOne,
-            regions: list![RegionSpec {
-                base: 0x0,
-                len: 0x5d,
-                page: 0x0,
-                flavour: Ram,
-                seed: 0x0
-            }],
-        }),
+        build(MmapTracked, OneByOne, &[(0x0, 0x5d, Ram)]),
         Volatile {
             path: Path {
                 root: OfRegion(0x0),
@@ -405,17 +300,7 @@ fn array_with_more_zero_sized_elements_than_isize_max_is_too_big() {
 #[test]
 fn copy_to_empty_region_returns_error() {
     replay(&[
-        Build(Layout {
-            kind: Own,
-            how: OneByOne,
-            regions: list![RegionSpec {
-                base: 0x0,
-                len: 0x0,
-                page: 0x0,
-                flavour: Ram,
-                seed: 0x0
-            }],
-        }),
+        build(Own, OneByOne, &[(0x0, 0x0, Ram)]),
         Volatile {
             path: Path {
                 root: OfRegion(0x0),
