@@ -254,8 +254,6 @@ pub struct Pair<A, B> {
     context: Context,
     without: Vec<String>,
     pub fired: Fired,
-    /// The number of each kind of outcome of each kind of operation in the reference, if requested.
-    pub census: Option<BTreeMap<String, u64>>,
 }
 
 impl<A: Machine, B: Machine> Pair<A, B> {
@@ -267,7 +265,6 @@ impl<A: Machine, B: Machine> Pair<A, B> {
             context: Context::default(),
             without: without.to_vec(),
             fired: Fired::new(),
-            census: None,
         }
     }
 
@@ -291,11 +288,6 @@ impl<A: Machine, B: Machine> Pair<A, B> {
         let prior = wants_prior(op, &self.context).then(|| Prior::of(&self.reference.state()));
         let reference = guarded(&mut self.reference, op);
         let ours = guarded(&mut self.ours, op);
-        if let Some(census) = &mut self.census {
-            *census
-                .entry(format!("{} -> {}", name(op), class(&reference)))
-                .or_default() += 1;
-        }
         let (state_a, state_b) = (self.reference.state(), self.ours.state());
         let diff = StateDiff::of(&state_a, &state_b);
         if reference != ours || !diff.is_nothing() {
@@ -368,7 +360,7 @@ impl<A: Machine, B: Machine> Pair<A, B> {
     }
 }
 
-/// Returns the kind of an operation, for the census.
+/// Returns the kind of an operation.
 fn name(op: &Op) -> String {
     fn first(value: &impl fmt::Debug) -> String {
         format!("{value:?}")
@@ -427,7 +419,7 @@ fn install_hook() {
 }
 
 /// Runs the operation, and turns a panic into an outcome.
-pub fn guarded(machine: &mut impl Machine, op: &Op) -> Out {
+fn guarded(machine: &mut impl Machine, op: &Op) -> Out {
     install_hook();
     CATCHING.set(true);
     let out = catch_unwind(AssertUnwindSafe(|| machine.apply(op)));
@@ -460,8 +452,6 @@ pub struct Soak {
     pub ops: u64,
     pub without: Vec<String>,
     pub deadline: Option<std::time::Instant>,
-    /// Whether to count the outcomes of operations.
-    pub census: bool,
 }
 
 /// The result of a long run.
@@ -469,7 +459,6 @@ pub struct Soak {
 pub struct Seen {
     pub ops: u64,
     pub fired: Fired,
-    pub census: BTreeMap<String, u64>,
 }
 
 impl Soak {
@@ -479,23 +468,6 @@ impl Soak {
     ///
     /// Returns the sequence that led to the first difference that no rule allows. It is not shrunk.
     pub fn run<A: Machine, B: Machine>(&self) -> Result<Seen, Failure> {
-        let mut failure = None;
-        let seen = self.run_on::<A, B>(&mut |ops, difference| {
-            failure = Some((ops, difference));
-            false
-        });
-        match failure {
-            Some(failure) => Err(failure),
-            None => Ok(seen),
-        }
-    }
-
-    /// Runs, and calls `tell` with each difference that no rule allows. Continues with fresh
-    /// machines if `tell` returns `true`.
-    pub fn run_on<A: Machine, B: Machine>(
-        &self,
-        tell: &mut dyn FnMut(Vec<Op>, Box<Difference>) -> bool,
-    ) -> Seen {
         let mut rng = Rng::with_seed(self.seed);
         let mut seen = Seen::default();
         while seen.ops < self.ops
@@ -504,7 +476,6 @@ impl Soak {
                 .is_none_or(|end| std::time::Instant::now() < end)
         {
             let mut pair = Pair::<A, B>::new(&self.without);
-            pair.census = self.census.then(|| std::mem::take(&mut seen.census));
             let mut done: Vec<Op> = Vec::with_capacity(SEQUENCE);
             for index in 0..SEQUENCE {
                 let op = match index {
@@ -514,17 +485,13 @@ impl Soak {
                 done.push(op);
                 seen.ops += 1;
                 if let Err(difference) = pair.step(index, &done[index]) {
-                    if !tell(done, difference) {
-                        return seen;
-                    }
-                    break;
+                    return Err((done, difference));
                 }
             }
-            seen.census = pair.census.unwrap_or_default();
             for (row, times) in pair.fired {
                 *seen.fired.entry(row).or_default() += times;
             }
         }
-        seen
+        Ok(seen)
     }
 }

@@ -21,7 +21,6 @@ fn soak(seed: u64, ops: u64) -> Soak {
         ops,
         without: Vec::new(),
         deadline: None,
-        census: false,
     }
 }
 

@@ -33,7 +33,6 @@ fn run(seed: u64, ops: u64) -> Fired {
         ops,
         without,
         deadline: None,
-        census: false,
     };
     println!("seed {seed}, {ops} operations");
     let start = Instant::now();

@@ -1,16 +1,13 @@
 //! Runs the comparison for any length of time. See README.md.
 
-use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use vm_memory_differential::machine::Machine;
-use vm_memory_differential::op::Op;
-use vm_memory_differential::run::{guarded, literal, Failure, Soak, StateDiff};
+use vm_memory_differential::run::Soak;
 use vm_memory_differential::shrink::{report, shrink};
 use vm_memory_differential::{on_ours, on_reference};
 
-const USAGE: &str = "usage: soak [--seed N] [--ops N] [--seconds N] [--without-rule ROW]... [--self] [--census] [--survey] | soak --outcomes FILE";
+const USAGE: &str = "usage: soak [--seed N] [--ops N] [--seconds N] [--without-rule ROW]...";
 
 fn main() -> ExitCode {
     let mut soak = Soak {
@@ -18,9 +15,7 @@ fn main() -> ExitCode {
         ops: 1_000_000,
         without: Vec::new(),
         deadline: None,
-        census: false,
     };
-    let (mut itself, mut all) = (false, false);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut number = || args.next().and_then(|text| text.parse::<u64>().ok());
@@ -32,23 +27,6 @@ fn main() -> ExitCode {
                 soak.ops = u64::MAX;
             }),
             "--without-rule" => args.next().map(|row| soak.without.push(row)),
-            "--outcomes" => {
-                return args
-                    .next()
-                    .map_or(ExitCode::from(2), |path| outcomes(&path))
-            }
-            "--census" => {
-                soak.census = true;
-                Some(())
-            }
-            "--survey" => {
-                all = true;
-                Some(())
-            }
-            "--self" => {
-                itself = true;
-                Some(())
-            }
             _ => None,
         };
         if known.is_none() {
@@ -60,19 +38,8 @@ fn main() -> ExitCode {
     let start = Instant::now();
     type Reference = on_reference::driver::TestedCrate;
     type Ours = on_ours::driver::TestedCrate;
-    if all {
-        return survey::<Reference, Ours>(&soak);
-    }
-    let result = if itself {
-        soak.run::<Reference, Reference>()
-    } else {
-        soak.run::<Reference, Ours>()
-    };
-    match result {
+    match soak.run::<Reference, Ours>() {
         Ok(seen) => {
-            for (what, times) in &seen.census {
-                println!("{times:8} {what}");
-            }
             println!(
                 "{} operations in {:.1} s; allowed differences: {:?}",
                 seen.ops,
@@ -87,70 +54,9 @@ fn main() -> ExitCode {
                 start.elapsed().as_secs_f64(),
                 ops.len()
             );
-            let (ops, difference) = if itself {
-                shrink::<Reference, Reference>(ops, difference, &soak.without)
-            } else {
-                shrink::<Reference, Ours>(ops, difference, &soak.without)
-            };
+            let (ops, difference) = shrink::<Reference, Ours>(ops, difference, &soak.without);
             eprintln!("{}", report(&ops, &difference));
             ExitCode::FAILURE
         }
     }
-}
-
-/// Continues after differences, and prints one of each kind.
-fn survey<A: Machine, B: Machine>(soak: &Soak) -> ExitCode {
-    let mut kinds: BTreeMap<String, (u64, Failure)> = BTreeMap::new();
-    let seen = soak.run_on::<A, B>(&mut |ops, difference| {
-        let kind = difference.kind();
-        match kinds.get_mut(&kind) {
-            Some((times, first)) => {
-                *times += 1;
-                if ops.len() < first.0.len() {
-                    *first = (ops, difference);
-                }
-            }
-            None => {
-                kinds.insert(kind, (1, (ops, difference)));
-            }
-        }
-        true
-    });
-    for (kind, (times, (ops, difference))) in kinds {
-        println!("=== {times} times: {kind}");
-        let (ops, difference) = shrink::<A, B>(ops, difference, &soak.without);
-        println!("{}", report(&ops, &difference));
-    }
-    println!(
-        "{} operations; allowed differences: {:?}",
-        seen.ops, seen.fired
-    );
-    ExitCode::SUCCESS
-}
-
-/// Prints the outcome of each operation of a JSON list.
-fn outcomes(path: &str) -> ExitCode {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) => {
-            eprintln!("{path}: {error}");
-            return ExitCode::from(2);
-        }
-    };
-    let ops: Vec<Op> = match serde_json::from_str(&text) {
-        Ok(ops) => ops,
-        Err(error) => {
-            eprintln!("{path}: {error}");
-            return ExitCode::from(2);
-        }
-    };
-    let mut reference = on_reference::driver::TestedCrate::fresh();
-    let mut ours = on_ours::driver::TestedCrate::fresh();
-    for op in &ops {
-        println!("{}", literal(op));
-        println!("  reference: {}", literal(&guarded(&mut reference, op)));
-        println!("  ours:      {}", literal(&guarded(&mut ours, op)));
-        print!("{}", StateDiff::of(&reference.state(), &ours.state()));
-    }
-    ExitCode::SUCCESS
 }
