@@ -66,7 +66,7 @@ struct Row {
     failure: Option<String>,
 }
 
-/// Runs the requested rows and prints the table.
+/// Runs the requested rows and prints a line for each.
 ///
 /// # Errors
 ///
@@ -104,7 +104,15 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         }
         rows.push(row);
     }
-    print!("\n{}", harness.table(&rows));
+    let whose = if args.published {
+        "the vm-memory of the registry"
+    } else {
+        "this crate"
+    };
+    println!("\nOn {whose}:");
+    for row in &rows {
+        println!("{}", row.report());
+    }
     Ok(if rows.iter().all(|row| row.failure.is_none()) {
         ExitCode::SUCCESS
     } else {
@@ -112,7 +120,33 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     })
 }
 
-/// Returns the features of a row, for the table.
+impl Row {
+    /// Returns the counts, and the verdict.
+    fn report(&self) -> String {
+        let Self { user, counts, .. } = self;
+        let reason = match user.reason {
+            "" => String::new(),
+            reason => format!(" ({reason})"),
+        };
+        let verdict = match &self.failure {
+            Some(why) => format!("FAILED: {why}"),
+            None => "ok".to_owned(),
+        };
+        format!(
+            "{} {}, {}: {} passed, {} expected, {} ignored, {} left out{reason}, {} s: {verdict}",
+            user.label(),
+            user.version,
+            features(user),
+            counts.passed,
+            user.expected,
+            counts.ignored,
+            counts.left_out,
+            self.took.as_secs()
+        )
+    }
+}
+
+/// Returns the features of a row.
 fn features(user: &User) -> String {
     if user.features.is_empty() {
         "(default)".to_owned()
@@ -263,37 +297,6 @@ impl Harness {
         }
         command
     }
-
-    fn table(&self, rows: &[Row]) -> String {
-        let head = [
-            "crate", "expected", "passed", "ignored", "seconds", "verdict", "left out", "features",
-        ];
-        let mut cells = vec![head.map(str::to_owned)];
-        for row in rows {
-            let left_out = match row.user.reason {
-                "" => row.counts.left_out.to_string(),
-                reason => format!("{}: {reason}", row.counts.left_out),
-            };
-            cells.push([
-                format!("{} {}", row.user.name, row.user.version),
-                row.user.expected.to_string(),
-                row.counts.passed.to_string(),
-                row.counts.ignored.to_string(),
-                row.took.as_secs().to_string(),
-                row.failure
-                    .as_ref()
-                    .map_or_else(|| "ok".to_owned(), |why| format!("FAILED: {why}")),
-                left_out,
-                features(row.user),
-            ]);
-        }
-        let whose = if self.published {
-            "the vm-memory of the registry"
-        } else {
-            "this crate"
-        };
-        format!("On {whose}:\n\n{}", markdown(&cells))
-    }
 }
 
 /// Returns the setting of cargo that terminates a test program after a time.
@@ -411,34 +414,6 @@ fn tail(log: &Path) -> String {
     let lines: Vec<_> = text.lines().collect();
     let first = lines.len().saturating_sub(TAIL_LINES);
     lines.get(first..).unwrap_or_default().join("\n")
-}
-
-/// Returns a Markdown table with aligned columns, except the last one, which may be long. The first
-/// row is the head.
-fn markdown<const N: usize>(rows: &[[String; N]]) -> String {
-    let mut widths = [0; N];
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    if let Some(last) = widths.last_mut() {
-        *last = 0;
-    }
-    let mut text = String::new();
-    for (number, row) in rows.iter().enumerate() {
-        for (width, cell) in widths.iter().zip(row) {
-            text.push_str(&format!("| {cell:<width$} "));
-        }
-        text.push_str("|\n");
-        if number == 0 {
-            for width in widths {
-                text.push_str(&format!("|-{:-<width$}-", "-"));
-            }
-            text.push_str("|\n");
-        }
-    }
-    text
 }
 
 #[cfg(test)]

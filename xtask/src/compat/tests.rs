@@ -114,38 +114,24 @@ fn tail_returns_last_lines() {
 }
 
 #[test]
-fn markdown_aligns_all_columns_except_the_last() {
-    let rows = [["a", "long"], ["longer", "b"]].map(|row| row.map(str::to_owned));
-    assert_eq!(
-        markdown(&rows),
-        "| a      | long |\n|--------|---|\n| longer | b |\n"
-    );
-}
-
-#[test]
-fn table_has_failures_and_skips() {
-    let row = |user, failure: Option<&str>| Row {
+fn report_of_row_has_failure_and_reason_of_skips() {
+    let bzimage = |user: &&User| user.variant == Some("bzimage");
+    let user = USERS.iter().find(bzimage).unwrap();
+    let mut row = Row {
         user,
         counts: Counts {
             left_out: 2,
             ..passed(52)
         },
         took: Duration::from_secs(3),
-        failure: failure.map(str::to_owned),
+        failure: None,
     };
-    let bzimage = |user: &&User| user.variant == Some("bzimage");
-    let loader = USERS.iter().find(bzimage).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let table = harness(&folder.path().join("Cargo.toml"), false)
-        .table(&[row(loader, None), row(loader, Some("2 failed"))]);
-    let lines: Vec<_> = table
-        .lines()
-        .filter(|line| line.starts_with("| linux-loader"))
-        .collect();
-    assert_eq!(lines.len(), 2);
-    for (line, verdict) in lines.iter().zip(["ok", "FAILED: 2 failed"]) {
-        assert!(line.contains(&format!(" {verdict} ")), "{line}");
-        assert!(line.contains(&format!(" 2: {} ", loader.reason)), "{line}");
-        assert!(line.contains(" bzimage, elf, pe "), "{line}");
-    }
+    let counted = format!(
+        "linux-loader-bzimage 0.14.0, bzimage, elf, pe: 52 passed, 52 expected, 0 ignored, \
+         2 left out ({}), 3 s: ",
+        user.reason
+    );
+    assert_eq!(row.report(), format!("{counted}ok"));
+    row.failure = Some("2 failed".to_owned());
+    assert_eq!(row.report(), format!("{counted}FAILED: 2 failed"));
 }
