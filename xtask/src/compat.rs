@@ -16,7 +16,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
@@ -29,9 +29,6 @@ use table::{User, USERS};
 
 /// The time limit of a test program. A program that runs longer is terminated.
 const TEST_PROGRAM_LIMIT_SECONDS: u32 = 300;
-
-/// The lines of a log that are printed when its row fails.
-const TAIL_LINES: usize = 60;
 
 /// The options of `cargo xtask compat`.
 #[derive(Debug, clap::Args)]
@@ -71,7 +68,7 @@ struct Row {
 /// # Errors
 ///
 /// Returns an error if a crate cannot be fetched or copied.
-pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+pub fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
     let harness = Harness::new(workspace, args.published)?;
     if let (Some(monitor), Some(path)) = (args.vmm, &args.path) {
         return vmm::run(&harness, monitor, path, args.micro_http.as_deref());
@@ -113,11 +110,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     for row in &rows {
         println!("{}", row.report());
     }
-    Ok(if rows.iter().all(|row| row.failure.is_none()) {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(rows.iter().all(|row| row.failure.is_none()))
 }
 
 impl Row {
@@ -407,13 +400,10 @@ fn append(path: &Path) -> Result<File> {
 
 /// Returns the last lines of a log.
 fn tail(log: &Path) -> String {
-    let text = match fs::read(log) {
-        Ok(text) => String::from_utf8_lossy(&text).into_owned(),
-        Err(error) => return format!("cannot read {}: {error}", log.display()),
-    };
-    let lines: Vec<_> = text.lines().collect();
-    let first = lines.len().saturating_sub(TAIL_LINES);
-    lines.get(first..).unwrap_or_default().join("\n")
+    match fs::read(log) {
+        Ok(text) => crate::log::tail(&String::from_utf8_lossy(&text)),
+        Err(error) => format!("cannot read {}: {error}", log.display()),
+    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! Maintenance tasks: `cargo xtask --help` lists them.
 //!
-//! Each command is a module with an `Args` and a `run`. A new command needs a module, a variant of
-//! [`Command`], and an arm in [`main`].
+//! Each command is a module with an `Args` and a `run`, which returns whether the command has
+//! passed. A new command needs a module, a variant of [`Command`], and an arm in [`main`].
 //!
 //! # Layers
 //!
 //! ```text
-//! debian, lexer, workspace
+//! debian, lexer, log, workspace
 //! source
 //! bench, changelog, compat, emulate, layers, prose, readme, soak, xen
 //! ```
@@ -32,6 +32,7 @@ mod debian;
 mod emulate;
 mod layers;
 mod lexer;
+mod log;
 mod prose;
 mod readme;
 mod soak;
@@ -92,7 +93,8 @@ fn main() -> ExitCode {
         Command::Xen(args) => xen::run(&workspace, &args),
     });
     match outcome {
-        Ok(code) => code,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE

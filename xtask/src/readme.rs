@@ -5,7 +5,6 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
@@ -88,13 +87,13 @@ const END: &str = "<!-- end of the table -->";
 ///
 /// Returns an error if a file cannot be read or written, `README.md` has no place for a table, or
 /// `bench/rows.md` lacks a row of it.
-pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+pub fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
     let changed = update(&workspace.root, args.check)?;
     if changed && args.check {
         println!("README.md differs from bench/rows.md; run `cargo xtask readme`");
-        return Ok(ExitCode::FAILURE);
+        return Ok(false);
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(true)
 }
 
 /// Writes the tables, unless this is only a check. Returns whether they differed.

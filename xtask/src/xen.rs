@@ -15,12 +15,13 @@ mod report;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{bail, Context, Result};
 
 use crate::debian::{self, missing, succeed, tool, Tool, AARCH64_LINUX, CARGO, CROSS, RUSTC};
+use crate::log::tail;
 use crate::workspace::{cargo, Workspace};
 use packages::Boot;
 use report::Report;
@@ -59,8 +60,6 @@ enum Environment {
 /// The maximum number of attempts to boot an environment. A PVH domain 0 sometimes hangs before its
 /// first program.
 const BOOTS: usize = 2;
-/// The lines of the console that are printed when an environment fails.
-const TAIL_LINES: usize = 60;
 /// The program that domain 0 runs.
 const PROGRAM: &str = "on-real-xen";
 const X86_LINUX: &str = "x86_64-unknown-linux-gnu";
@@ -101,10 +100,10 @@ impl Environment {
 /// # Errors
 ///
 /// Returns an error if a folder below the target folder cannot be written.
-pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+pub fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
     let folder = workspace.target.join("xen");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let mut failed = false;
+    let mut passed = true;
     for env in Environment::ALL {
         if args.only.is_some_and(|only| only != env) {
             continue;
@@ -124,15 +123,11 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
             Ok(report) => println!("{}: {} ({seconds} s)", env.name(), report.summary()),
             Err(error) => {
                 println!("{}: FAILED: {error:#} ({seconds} s)", env.name());
-                failed = true;
+                passed = false;
             }
         }
     }
-    Ok(if failed {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    })
+    Ok(passed)
 }
 
 /// Returns the files that boot an environment. An error is a reason to skip it.
@@ -232,14 +227,10 @@ fn finish(
     } else {
         report.faults()
     };
-    if args.verbose || !faults.is_empty() {
-        let lines: Vec<_> = console.lines().collect();
-        let from = if args.verbose {
-            0
-        } else {
-            lines.len().saturating_sub(TAIL_LINES)
-        };
-        eprintln!("{}", lines.get(from..).unwrap_or_default().join("\n"));
+    if args.verbose {
+        eprintln!("{console}");
+    } else if !faults.is_empty() {
+        eprintln!("{}", tail(console));
     }
     if faults.is_empty() {
         return Ok(report);

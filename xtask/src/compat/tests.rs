@@ -104,16 +104,6 @@ fn fetch_manifest_pins_versions() {
 }
 
 #[test]
-fn tail_returns_last_lines() {
-    let folder = tempfile::tempdir().unwrap();
-    let log = folder.path().join("log");
-    let lines: Vec<_> = (0..200).map(|number| number.to_string()).collect();
-    fs::write(&log, lines.join("\n")).unwrap();
-    let end = tail(&log);
-    assert!(end.starts_with("140\n") && end.ends_with("\n199"), "{end}");
-}
-
-#[test]
 fn report_of_row_has_failure_and_reason_of_skips() {
     let bzimage = |user: &&User| user.variant == Some("bzimage");
     let user = USERS.iter().find(bzimage).unwrap();

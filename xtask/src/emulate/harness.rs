@@ -9,12 +9,11 @@ use anyhow::{ensure, Context, Result};
 use super::suites::{Compiler, Platform, Step, Suite};
 use crate::compat::counts::Counts;
 use crate::debian::{CARGO, RUSTC};
+use crate::log::{tail, LINES};
 use crate::workspace::{cargo_path, Workspace};
 
 /// The time limit of a run, in seconds. A run that takes longer is terminated.
 const LIMIT_SECONDS: &str = "1800";
-/// The lines that are printed of each failed program, and of the end of the log of a failed run.
-const LINES: usize = 60;
 
 /// The unit tests that CI runs on this machine only. Their code is the same for all targets, and
 /// they take most of the time under emulation.
@@ -207,11 +206,10 @@ impl Harness {
 
 /// Returns the messages of the tests that failed, and the end of the log.
 fn what_failed(log: &str) -> String {
-    let mut lines: Vec<_> = log.lines().collect();
-    let tail = lines.split_off(lines.len().saturating_sub(LINES));
-    let mut shown = Vec::new();
+    let mut shown = String::new();
     let mut left = 0;
-    for line in lines {
+    let before = log.lines().count().saturating_sub(LINES);
+    for line in log.lines().take(before) {
         match line {
             "failures:" => left = LINES,
             _ if line.contains("test result: ") => left = 0,
@@ -219,11 +217,11 @@ fn what_failed(log: &str) -> String {
         }
         if left > 0 {
             left = left.saturating_sub(1);
-            shown.push(line);
+            shown.push_str(line);
+            shown.push('\n');
         }
     }
-    shown.extend(tail);
-    shown.join("\n")
+    shown + &tail(log)
 }
 
 /// Returns the name of cargo's variable for a setting of a target.
