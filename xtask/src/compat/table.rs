@@ -37,142 +37,79 @@ impl User {
     }
 }
 
+/// Returns a row with the default features, whose tests all run.
+const fn user(name: &'static str, version: &'static str, expected: u64) -> User {
+    User {
+        name,
+        version,
+        variant: None,
+        features: "",
+        expected,
+        skips: &[],
+        reason: "",
+        needs: "",
+    }
+}
+
 /// The crates, as published. A new version needs a new count (`cargo xtask compat --published`).
 pub const USERS: &[User] = &[
     User {
-        name: "virtio-queue",
-        version: "0.18.0",
-        variant: None,
         features: "test-utils",
-        expected: 58,
-        skips: &[],
-        reason: "",
-        needs: "",
+        ..user("virtio-queue", "0.18.0", 58)
     },
     User {
-        name: "virtio-queue",
-        version: "0.18.0",
         variant: Some("xen"),
         features: "test-utils,vm-memory/xen",
-        expected: 58,
-        skips: &[],
-        reason: "",
-        needs: "",
+        ..user("virtio-queue", "0.18.0", 58)
     },
+    user("virtio-vsock", "0.12.0", 10),
     User {
-        name: "virtio-vsock",
-        version: "0.12.0",
-        variant: None,
-        features: "",
-        expected: 10,
-        skips: &[],
-        reason: "",
-        needs: "",
-    },
-    User {
-        name: "virtio-vsock",
-        version: "0.12.0",
         variant: Some("xen"),
         features: "vm-memory/xen",
-        expected: 10,
-        skips: &[],
-        reason: "",
-        needs: "",
+        ..user("virtio-vsock", "0.12.0", 10)
     },
+    user("linux-loader", "0.14.0", 51),
     User {
-        name: "linux-loader",
-        version: "0.14.0",
-        variant: None,
-        features: "",
-        expected: 51,
-        skips: &[],
-        reason: "",
-        needs: "",
-    },
-    User {
-        name: "linux-loader",
-        version: "0.14.0",
         variant: Some("bzimage"),
         features: "bzimage,elf,pe",
-        expected: 52,
         skips: &["test_load_bzImage", "bzimage::BzImage"],
         reason: "the kernel image that they load is not published with the crate",
-        needs: "",
+        ..user("linux-loader", "0.14.0", 52)
     },
     User {
-        name: "vhost",
-        version: "0.18.0",
-        variant: None,
         features:
             "vhost-user,vhost-user-frontend,vhost-user-backend,vhost-kern,vhost-net,vhost-vdpa,vhost-vsock,\
                    test-utils,postcopy",
-        expected: 100,
         skips: &["vhost_kern::net", "vhost_kern::vsock"],
         reason: "they need /dev/vhost-net and /dev/vhost-vsock",
-        needs: "",
+        ..user("vhost", "0.18.0", 100)
     },
     User {
-        name: "vhost",
-        version: "0.18.0",
         variant: Some("xen"),
         features:
             "vhost-user,vhost-user-frontend,vhost-user-backend,vhost-kern,vhost-net,vhost-vdpa,vhost-vsock,\
                    test-utils,xen",
-        expected: 99,
         skips: &["vhost_kern::net", "vhost_kern::vsock"],
         reason: "they need /dev/vhost-net and /dev/vhost-vsock",
-        needs: "",
+        ..user("vhost", "0.18.0", 99)
     },
     User {
-        name: "vhost-user-backend",
-        version: "0.24.0",
-        variant: None,
         features: "postcopy",
-        expected: 29,
-        skips: &[],
-        reason: "",
         needs: "libclang: apt-get install libclang-dev, or its folder in LIBCLANG_PATH",
+        ..user("vhost-user-backend", "0.24.0", 29)
     },
     User {
-        name: "vhost-user-backend",
-        version: "0.24.0",
         variant: Some("xen"),
         features: "xen",
-        expected: 27,
-        skips: &[],
-        reason: "",
         needs: "libclang: apt-get install libclang-dev, or its folder in LIBCLANG_PATH",
+        ..user("vhost-user-backend", "0.24.0", 27)
     },
     User {
-        name: "imago",
-        version: "0.2.6",
-        variant: None,
         features: "vm-memory",
-        expected: 76,
-        skips: &[],
-        reason: "",
-        needs: "",
+        ..user("imago", "0.2.6", 76)
     },
-    User {
-        name: "vfio-ioctls",
-        version: "0.10.0",
-        variant: None,
-        features: "",
-        expected: 32,
-        skips: &[],
-        reason: "",
-        needs: "",
-    },
-    User {
-        name: "vfio_user",
-        version: "0.1.7",
-        variant: None,
-        features: "",
-        expected: 9,
-        skips: &[],
-        reason: "",
-        needs: "",
-    },
+    user("vfio-ioctls", "0.10.0", 32),
+    user("vfio_user", "0.1.7", 9),
 ];
 
 /// Returns the names of the crates, each once.
