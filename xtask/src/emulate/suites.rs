@@ -97,6 +97,37 @@ const fn qemu(file: &'static str) -> Tool {
     tool(file, "qemu-user-static")
 }
 
+/// A suite of Linux under emulation, with Debian's tools for the processor. The names are those of
+/// qemu, rustc, gcc and Debian.
+macro_rules! cross {
+    ($qemu:literal, $rust:literal, $gcc:literal, $debian:literal, ci: $ci:expr, all: $all:expr) => {
+        Suite {
+            name: $qemu,
+            title: concat!($qemu, " Linux, emulated"),
+            tools: &[&[
+                qemu(concat!("/usr/bin/qemu-", $qemu, "-static")),
+                tool(
+                    concat!("/usr/bin/", $gcc, "-linux-gnu-gcc"),
+                    concat!("gcc-", $gcc, "-linux-gnu"),
+                ),
+                tool(
+                    concat!("/usr/", $gcc, "-linux-gnu/lib/libc.so.6"),
+                    concat!("libc6-dev-", $debian, "-cross"),
+                ),
+            ]],
+            platform: Platform {
+                target: concat!($rust, "-unknown-linux-gnu"),
+                compiler: Compiler::Rustup,
+                linker: Some(concat!($gcc, "-linux-gnu-gcc")),
+                runner: Some(concat!("qemu-", $qemu, "-static")),
+                variables: &[("QEMU_LD_PREFIX", concat!("/usr/", $gcc, "-linux-gnu"))],
+            },
+            ci: $ci,
+            all: $all,
+        }
+    };
+}
+
 /// The suites, in the order in which they run.
 pub(super) static SUITES: &[Suite] = &[
     Suite {
@@ -119,76 +150,16 @@ pub(super) static SUITES: &[Suite] = &[
         ci: &[],
         all: &[Step::Own(own::aarch64_lse)],
     },
-    Suite {
-        name: "riscv64",
-        title: "riscv64 Linux, emulated",
-        tools: &[&[
-            qemu("/usr/bin/qemu-riscv64-static"),
-            tool("/usr/bin/riscv64-linux-gnu-gcc", "gcc-riscv64-linux-gnu"),
-            tool(
-                "/usr/riscv64-linux-gnu/lib/libc.so.6",
-                "libc6-dev-riscv64-cross",
-            ),
-        ]],
-        platform: Platform {
-            target: "riscv64gc-unknown-linux-gnu",
-            compiler: Compiler::Rustup,
-            linker: Some("riscv64-linux-gnu-gcc"),
-            runner: Some("qemu-riscv64-static"),
-            variables: &[("QEMU_LD_PREFIX", "/usr/riscv64-linux-gnu")],
-        },
+    cross!("riscv64", "riscv64gc", "riscv64", "riscv64",
         ci: &[Step::Tests(LIBRARY, UNITS), HOST_TYPES],
-        all: &[Step::Tests(LIBRARIES, &[]), HOST_TYPES],
-    },
-    Suite {
-        name: "s390x",
-        title: "s390x Linux, emulated",
-        tools: &[&[
-            qemu("/usr/bin/qemu-s390x-static"),
-            tool("/usr/bin/s390x-linux-gnu-gcc", "gcc-s390x-linux-gnu"),
-            tool(
-                "/usr/s390x-linux-gnu/lib/libc.so.6",
-                "libc6-dev-s390x-cross",
-            ),
-        ]],
-        platform: Platform {
-            target: "s390x-unknown-linux-gnu",
-            compiler: Compiler::Rustup,
-            linker: Some("s390x-linux-gnu-gcc"),
-            runner: Some("qemu-s390x-static"),
-            variables: &[("QEMU_LD_PREFIX", "/usr/s390x-linux-gnu")],
-        },
-        // Big-endian.
-        ci: &[
-            Step::Tests(&["vm-memory", "vm-memory-vhost"], UNITS),
-            HOST_TYPES,
-        ],
-        all: &[Step::Tests(LIBRARIES, &[]), HOST_TYPES],
-    },
-    Suite {
-        name: "ppc64le",
-        title: "ppc64le Linux, emulated",
-        tools: &[&[
-            qemu("/usr/bin/qemu-ppc64le-static"),
-            tool(
-                "/usr/bin/powerpc64le-linux-gnu-gcc",
-                "gcc-powerpc64le-linux-gnu",
-            ),
-            tool(
-                "/usr/powerpc64le-linux-gnu/lib/libc.so.6",
-                "libc6-dev-ppc64el-cross",
-            ),
-        ]],
-        platform: Platform {
-            target: "powerpc64le-unknown-linux-gnu",
-            compiler: Compiler::Rustup,
-            linker: Some("powerpc64le-linux-gnu-gcc"),
-            runner: Some("qemu-ppc64le-static"),
-            variables: &[("QEMU_LD_PREFIX", "/usr/powerpc64le-linux-gnu")],
-        },
+        all: &[Step::Tests(LIBRARIES, &[]), HOST_TYPES]),
+    // Big-endian.
+    cross!("s390x", "s390x", "s390x", "s390x",
+        ci: &[Step::Tests(&["vm-memory", "vm-memory-vhost"], UNITS), HOST_TYPES],
+        all: &[Step::Tests(LIBRARIES, &[]), HOST_TYPES]),
+    cross!("ppc64le", "powerpc64le", "powerpc64le", "ppc64el",
         ci: &[Step::Check(LIBRARIES, &["--lib"])],
-        all: &[Step::Tests(LIBRARIES, &[])],
-    },
+        all: &[Step::Tests(LIBRARIES, &[])]),
     Suite {
         name: "musl",
         title: "x86_64 Linux with musl",
