@@ -16,7 +16,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
@@ -224,24 +224,37 @@ impl Harness {
             "" => "cannot build the test programs".to_owned(),
             needs => format!("cannot build the test programs, which need {needs}"),
         })?;
-        self.check_source(user.name, &found)?;
-
         let mut command = self.cargo_test(user);
-        command.arg("--no-fail-fast").arg("--");
+        command.args(["--no-fail-fast", "--"]);
         for skip in user.skips {
             command.args(["--skip", skip]);
         }
-        let output = append(&log)?;
-        let status = command
+        let status = self.run_tests(user.name, &found, command, &log, user.expected, counts)?;
+        ensure!(status.success(), "cargo test ended with {status}");
+        Ok(())
+    }
+
+    /// Runs test programs that are built, checks what they report, and returns cargo's status.
+    fn run_tests(
+        &self,
+        name: &str,
+        found: &BTreeSet<PathBuf>,
+        mut cargo_test: Command,
+        log: &Path,
+        expected: u64,
+        counts: &mut Counts,
+    ) -> Result<ExitStatus> {
+        self.check_source(name, found)?;
+        let output = append(log)?;
+        let status = cargo_test
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
             .status()
             .context("cannot start cargo")?;
-        *counts = Counts::from_output(&String::from_utf8_lossy(&fs::read(&log)?))?;
-        check_counts(user, counts)?;
-        ensure!(status.success(), "cargo test ended with {status}");
-        Ok(())
+        *counts = Counts::from_output(&String::from_utf8_lossy(&fs::read(log)?))?;
+        check_counts(expected, counts)?;
+        Ok(status)
     }
 
     /// Checks that the only `vm-memory` in the build is the expected one.
@@ -264,7 +277,7 @@ impl Harness {
 
     /// Returns a cargo command that patches vm-memory with this checkout, unless the published
     /// crate is requested.
-    fn patched_cargo(&self, folder: &Path) -> std::process::Command {
+    fn patched_cargo(&self, folder: &Path) -> Command {
         let mut command = cargo(folder);
         if !self.published {
             // A Rust string literal of a path is a TOML string too.
@@ -276,15 +289,24 @@ impl Harness {
         command
     }
 
-    fn cargo_test(&self, user: &User) -> std::process::Command {
-        let mut command = self.patched_cargo(&self.folder.join(user.folder()));
+    /// Returns a `cargo test` that terminates a test program after a time.
+    fn cargo_test_in(&self, folder: &Path, seconds: u32, target: &str) -> Command {
+        let mut command = self.patched_cargo(folder);
         command
             .args(["--config", "profile.dev.debug=0"])
             .arg("--config")
-            .arg(runner(TEST_PROGRAM_LIMIT_SECONDS))
+            .arg(format!(
+                "target.'cfg(all())'.runner=[\"timeout\", \"--foreground\", \"{seconds}\"]"
+            ))
             .arg("test")
             .arg("--target-dir")
-            .arg(self.folder.join("target"));
+            .arg(self.folder.join(target));
+        command
+    }
+
+    fn cargo_test(&self, user: &User) -> Command {
+        let folder = self.folder.join(user.folder());
+        let mut command = self.cargo_test_in(&folder, TEST_PROGRAM_LIMIT_SECONDS, "target");
         if !user.features.is_empty() {
             command.args(["--features", user.features]);
         }
@@ -292,14 +314,9 @@ impl Harness {
     }
 }
 
-/// Returns the setting of cargo that terminates a test program after a time.
-fn runner(seconds: u32) -> String {
-    format!("target.'cfg(all())'.runner=[\"timeout\", \"--foreground\", \"{seconds}\"]")
-}
-
 /// Builds test programs and returns the manifest of each `vm-memory` in them. Cargo also lists
 /// artifacts that it does not rebuild, so a second run proves as much as the first.
-fn build(mut cargo_test: std::process::Command, log: &Path) -> Result<BTreeSet<PathBuf>> {
+fn build(mut cargo_test: Command, log: &Path) -> Result<BTreeSet<PathBuf>> {
     let mut output = append(log)?;
     let mut child = cargo_test
         .args(["--no-run", "--message-format=json-render-diagnostics"])
@@ -332,14 +349,13 @@ fn build(mut cargo_test: std::process::Command, log: &Path) -> Result<BTreeSet<P
 }
 
 /// Returns an error if the counts of a run do not permit the row to pass.
-fn check_counts(user: &User, counts: &Counts) -> Result<()> {
+fn check_counts(expected: u64, counts: &Counts) -> Result<()> {
     ensure!(counts.programs > 0, "no test program reported a result");
     ensure!(counts.failed == 0, "{} failed", counts.failed);
     ensure!(
-        counts.passed >= user.expected,
-        "{} passed, but {} pass on vm-memory 0.18.0",
-        counts.passed,
-        user.expected
+        counts.passed >= expected,
+        "{} passed, but {expected} pass on vm-memory 0.18.0",
+        counts.passed
     );
     Ok(())
 }
@@ -364,7 +380,7 @@ fn copy_crate(source: &Path, copy: &Path) -> Result<()> {
     if partial.exists() {
         fs::remove_dir_all(&partial)?;
     }
-    copy_folder(source, &partial)?;
+    copy_all(source, &partial)?;
     let manifest = partial.join("Cargo.toml");
     if fs::read_to_string(&manifest)?
         .lines()
@@ -377,16 +393,19 @@ fn copy_crate(source: &Path, copy: &Path) -> Result<()> {
     Ok(())
 }
 
-fn copy_folder(source: &Path, copy: &Path) -> Result<()> {
-    fs::create_dir_all(copy)?;
-    for entry in fs::read_dir(source)? {
-        let entry = entry?;
-        let to = copy.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_folder(&entry.path(), &to)?;
-        } else {
-            fs::copy(entry.path(), &to)?;
+/// Copies a file, a folder, or a link.
+fn copy_all(from: &Path, to: &Path) -> Result<()> {
+    let kind = fs::symlink_metadata(from)?.file_type();
+    if kind.is_symlink() {
+        std::os::unix::fs::symlink(fs::read_link(from)?, to)?;
+    } else if kind.is_dir() {
+        fs::create_dir_all(to)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            copy_all(&entry.path(), &to.join(entry.file_name()))?;
         }
+    } else {
+        fs::copy(from, to)?;
     }
     Ok(())
 }

@@ -24,9 +24,9 @@ fn passed(passed: u64) -> Counts {
 
 #[test]
 fn check_counts_with_fewer_passes_than_expected_returns_error() {
-    assert!(check_counts(user(), &passed(user().expected)).is_ok());
-    assert!(check_counts(user(), &passed(user().expected + 1)).is_ok());
-    let why = check_counts(user(), &passed(user().expected - 1))
+    assert!(check_counts(user().expected, &passed(user().expected)).is_ok());
+    assert!(check_counts(user().expected, &passed(user().expected + 1)).is_ok());
+    let why = check_counts(user().expected, &passed(user().expected - 1))
         .unwrap_err()
         .to_string();
     assert_eq!(why, "57 passed, but 58 pass on vm-memory 0.18.0");
@@ -39,10 +39,12 @@ fn check_counts_with_failed_test_returns_error() {
         ..passed(1000)
     };
     assert_eq!(
-        check_counts(user(), &counts).unwrap_err().to_string(),
+        check_counts(user().expected, &counts)
+            .unwrap_err()
+            .to_string(),
         "1 failed"
     );
-    assert!(check_counts(user(), &Counts::default()).is_err());
+    assert!(check_counts(user().expected, &Counts::default()).is_err());
 }
 
 #[test]

@@ -18,7 +18,7 @@ use anyhow::{ensure, Context, Result};
 use clap::ValueEnum;
 
 use super::counts::Counts;
-use super::{append, build, runner, tail, Harness};
+use super::{build, copy_all, tail, Harness};
 
 /// The time limit of a test program. Firecracker's takes minutes.
 const TEST_PROGRAM_LIMIT_SECONDS: u32 = 1800;
@@ -145,37 +145,17 @@ fn test(
     counts: &mut Counts,
 ) -> Result<()> {
     let command = || {
-        let mut command = harness.patched_cargo(copy);
-        command
-            .args(["--config", "profile.dev.debug=0"])
-            .arg("--config")
-            .arg(runner(TEST_PROGRAM_LIMIT_SECONDS))
-            .arg("test")
-            .args(monitor.arguments())
-            .arg("--target-dir")
-            .arg(harness.folder.join("vmm/target"));
+        let mut command = harness.cargo_test_in(copy, TEST_PROGRAM_LIMIT_SECONDS, "vmm/target");
+        command.args(monitor.arguments());
         command
     };
     let found = build(command(), log).context("cannot build the test programs")?;
-    harness.check_source(monitor.name(), &found)?;
-    let output = append(log)?;
-    command()
+    let mut command = command();
+    command
         .args(["--no-fail-fast", "--"])
-        .args(monitor.test_arguments())
-        .stdin(Stdio::null())
-        .stdout(output.try_clone()?)
-        .stderr(output)
-        .status()
-        .context("cannot start cargo")?;
-    *counts = Counts::from_output(&String::from_utf8_lossy(&fs::read(log)?))?;
-    ensure!(counts.programs > 0, "no test program reported a result");
-    ensure!(counts.failed == 0, "{} failed", counts.failed);
+        .args(monitor.test_arguments());
     let (expected, _) = monitor.expected();
-    ensure!(
-        counts.passed >= expected,
-        "{} passed, but {expected} pass on vm-memory 0.18.0",
-        counts.passed
-    );
+    harness.run_tests(monitor.name(), &found, command, log, expected, counts)?;
     Ok(())
 }
 
@@ -211,23 +191,6 @@ fn copy_checkout(checkout: &Path, copy: &Path, micro_http: Option<&Path>) -> Res
                 fs::write(&manifest, changed)?;
             }
         }
-    }
-    Ok(())
-}
-
-/// Copies a file, a folder, or a link.
-fn copy_all(from: &Path, to: &Path) -> Result<()> {
-    let kind = fs::symlink_metadata(from)?.file_type();
-    if kind.is_symlink() {
-        std::os::unix::fs::symlink(fs::read_link(from)?, to)?;
-    } else if kind.is_dir() {
-        fs::create_dir_all(to)?;
-        for entry in fs::read_dir(from)? {
-            let entry = entry?;
-            copy_all(&entry.path(), &to.join(entry.file_name()))?;
-        }
-    } else {
-        fs::copy(from, to)?;
     }
     Ok(())
 }
