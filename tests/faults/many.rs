@@ -24,9 +24,8 @@ fn copy_during_truncation_of_file_returns_count_or_efault() {
         let mut buf = vec![0u8; 64 * PAGE];
         // At least 4000 rounds, and more until one has faulted: the other thread may start late.
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-        let mut rounds =
-            (0u64..).take_while(|round| *round < 4000 || std::time::Instant::now() < deadline);
-        while let Some(round) = rounds.next().filter(|round| *round < 4000 || faults == 0) {
+        let mut round = 0u64;
+        while round < 4000 || (faults == 0 && std::time::Instant::now() < deadline) {
             let result = match round % 3 {
                 0 => memory.read(&mut buf, BASE),
                 1 => memory.write(&buf, BASE),
@@ -45,6 +44,7 @@ fn copy_during_truncation_of_file_returns_count_or_efault() {
                     faults += 1;
                 }
             }
+            round += 1;
         }
     });
     assert!(faults > 0, "no access faulted");

@@ -41,7 +41,7 @@ extern "C" fn deep_with_info(signal: i32, _: *mut libc::siginfo_t, _: *mut libc:
 }
 
 /// Sets the action of a signal, and returns the previous one.
-fn set_action(signal: i32, handler: usize, flags: i32) -> libc::sigaction {
+pub(super) fn set_action(signal: i32, handler: usize, flags: i32) -> libc::sigaction {
     // SAFETY: zeroes are a valid `sigaction`.
     let (mut action, mut before): (libc::sigaction, libc::sigaction) =
         unsafe { std::mem::zeroed() };

@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 
 use super::*;
-use crate::previous;
+use crate::previous::{self, set_action};
 use test_support::{emulator, skipped};
 use vm_memory::{fault, Bytes};
 
@@ -222,17 +222,6 @@ fn host_buffer(arguments: &[&str]) {
     }
 }
 
-/// Installs a handler for SIGSEGV.
-fn install_handler(handler: usize, flags: i32) {
-    // SAFETY: zeroes are a valid `sigaction`.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = handler;
-    action.sa_flags = flags;
-    // SAFETY: the callers pass a handler with the arguments that the flags require.
-    let status = unsafe { libc::sigaction(libc::SIGSEGV, &action, std::ptr::null_mut()) };
-    assert_eq!(status, 0);
-}
-
 /// Installs a handler that prints address and stack, makes the page accessible, and stays
 /// installed.
 fn install_reporter(flags: i32) {
@@ -265,7 +254,7 @@ fn install_reporter(flags: i32) {
         }
     }
     let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) = report;
-    install_handler(handler as usize, libc::SA_SIGINFO | flags);
+    set_action(libc::SIGSEGV, handler as usize, libc::SA_SIGINFO | flags);
 }
 
 /// Installs a handler that prints a line and leaves the rest to the default action.
@@ -276,7 +265,7 @@ fn install_handler_called_once() {
         unsafe { libc::write(1, line.as_ptr().cast(), line.len()) };
     }
     let handler: extern "C" fn(i32) = log;
-    install_handler(handler as usize, libc::SA_RESETHAND);
+    set_action(libc::SIGSEGV, handler as usize, libc::SA_RESETHAND);
 }
 
 #[test]

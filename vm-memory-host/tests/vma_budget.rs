@@ -22,6 +22,12 @@ fn build(region: Region) -> Result<GuestMemoryMmap, String> {
     built.map_err(|error| error.to_string())
 }
 
+/// Returns the number of VMAs that a process may have.
+fn max_map_count() -> u64 {
+    let text = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+    text.trim().parse().unwrap()
+}
+
 fn vmas() -> u64 {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     maps.lines().count() as u64
@@ -31,8 +37,7 @@ fn vmas() -> u64 {
 fn vma_budget_is_shared_by_all_regions_of_the_process() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     vm_memory::fault::install().unwrap();
-    let max_map_count = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
-    let most: u64 = max_map_count.trim().parse().unwrap();
+    let most = max_map_count();
 
     // Each protected block could be a VMA.
     let blocks = |count: u64| {
@@ -87,8 +92,7 @@ fn vma_budget_is_shared_by_all_regions_of_the_process() {
 #[test]
 fn regions_of_a_description_leave_half_of_the_vmas_to_the_process() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let max_map_count = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
-    let most: u64 = max_map_count.trim().parse().unwrap();
+    let most = max_map_count();
     // Regions that are not adjacent have three VMAs each.
     let build = |count: u64| {
         let region = |n| Region::new(GuestAddress(n * 2 * PAGE), PAGE);
@@ -114,8 +118,7 @@ fn regions_of_a_description_leave_half_of_the_vmas_to_the_process() {
 #[test]
 fn dropped_regions_of_a_run_leave_half_of_the_vmas_to_the_process() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let max_map_count = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
-    let most: u64 = max_map_count.trim().parse().unwrap();
+    let most = max_map_count();
     // The kernel does not merge regions of different options.
     let build = |count: u64| {
         let region = |n| Region::new(GuestAddress(n * PAGE), PAGE).core_dump(n % 2 == 0);

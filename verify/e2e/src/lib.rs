@@ -31,7 +31,7 @@
 //! | prefault | `runs`: `run_with_prefault`; `microvm`: `guest_with_any_backing` |
 //! | disk image, read-only or writable, of any size | `runs`: `run_with_read_only_image`, `…writable_image` |
 //! | disk on io_uring | `runs`: `run_on_io_uring`; `uring`; `device` |
-//! | io_uring refused by a seccomp filter | `refused_io_uring` |
+//! | io_uring refused by a seccomp filter | `uring` |
 //! | device behind an IOMMU, mappings changed in flight | `runs`: `run_behind_iommu` |
 //! | memory plugged and unplugged | `runs`: `run_with_plugged_memory`; `plug_device`; `process_memory` |
 //! | files truncated under the device | `runs`: `run_while_files_are_truncated`; `truncation` |

@@ -1,5 +1,5 @@
 //! A ring ends each operation once: after short transfers, at the end of a file, and with more
-//! operations than fit.
+//! operations than fit. A ring that the system refuses returns its error.
 
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use e2e::uring::{Operation, Ring};
 use microvm::memory::{build, harvest, pages, Backing, GuestRam, HIGH_START, PAGE};
 use microvm::virtio_mmio::QUEUE_MAX;
-use test_support::{skipped, temp_file};
+use test_support::{refuse_calls, skipped, temp_file};
 use vm_memory::vectored::IoBuffer;
 use vm_memory::{Bytes, GuestAddress, Permissions};
 
@@ -146,4 +146,12 @@ fn run_with_more_operations_than_fit_ends_each_once() {
     assert_eq!(ring.counts.submitted, count as u64);
     // Each operation released its reference to the memory.
     assert_eq!(Arc::strong_count(&ram), 1);
+}
+
+/// The seccomp filters of many containers refuse io_uring.
+#[test]
+fn ring_refused_by_seccomp_returns_the_error_of_the_filter() {
+    let number = || Ring::new().err().and_then(|error| error.raw_os_error());
+    let refused = refuse_calls(libc::SYS_io_uring_setup, libc::EPERM, number);
+    assert_eq!(refused.unwrap(), Some(libc::EPERM));
 }
