@@ -5,8 +5,8 @@
 use std::io::Read;
 
 use tempfile::NamedTempFile;
+use vm_memory_windows_differential::{on_ours, on_reference, Op, Region, PAGE};
 
-const PAGE: u64 = 0x1000;
 const GRANULARITY: u64 = 0x1_0000;
 
 /// A region to create: its guest address, its size, and the length and the offset of its file.
@@ -17,24 +17,13 @@ struct Place {
     file: Option<(u64, u64)>,
 }
 
-/// An access at a guest address.
-#[derive(Clone, Copy, Debug)]
-enum Access {
-    Write(u64, usize, u8),
-    Read(u64, usize),
-    WriteSlice(u64, usize, u8),
-    ReadSlice(u64, usize),
-    WriteObj(u64, u64),
-    ReadObj(u64),
-    HostAddress(u64),
-    Marks,
-}
-
-/// Returns the name of the variant of an error.
-fn variant(error: &impl std::fmt::Debug) -> String {
-    let text = format!("{error:?}");
-    let end = text.find(|c: char| !c.is_alphanumeric());
-    text[..end.unwrap_or(text.len())].to_owned()
+impl Place {
+    /// Returns the region that the library creates. A region without an offset has no file.
+    fn region(self, file: Option<&NamedTempFile>) -> Region<'_> {
+        let file = file.map(NamedTempFile::as_file);
+        let at = self.file.map(|(_, offset)| offset);
+        (self.addr, self.size, file.zip(at))
+    }
 }
 
 /// Creates a file of this length, whose bytes are numbered.
@@ -47,79 +36,6 @@ fn file_of(len: u64) -> NamedTempFile {
     .unwrap();
     file
 }
-
-/// Defines one side of the comparison.
-macro_rules! side {
-    ($side:ident, $crate_name:ident) => {
-        mod $side {
-            use super::*;
-            use $crate_name::bitmap::AtomicBitmap;
-            use $crate_name::mmap::FromRangesError;
-            use $crate_name::{
-                Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap,
-                GuestMemoryRegion,
-            };
-
-            pub type Memory = GuestMemoryMmap<AtomicBitmap>;
-
-            /// Creates a memory, or returns the error with the number of the system's.
-            pub fn create(places: &[(Place, Option<&NamedTempFile>)]) -> Result<Memory, String> {
-                let ranges = places.iter().map(|(place, file)| {
-                    let file = file.map(|file| {
-                        let offset = place.file.unwrap().1;
-                        FileOffset::new(file.as_file().try_clone().unwrap(), offset)
-                    });
-                    (GuestAddress(place.addr), place.size, file)
-                });
-                let ranges: Vec<_> = ranges.collect();
-                Memory::from_ranges_with_files(&ranges).map_err(|error| match error {
-                    FromRangesError::MmapRegion(error) => format!("{:?}", error.raw_os_error()),
-                    other => variant(&other),
-                })
-            }
-
-            /// Makes an access, and returns what it returned and the bytes that it read.
-            pub fn access(memory: &Memory, access: Access) -> String {
-                let at = GuestAddress;
-                let mut bytes = vec![];
-                let result = match access {
-                    Access::Write(addr, len, byte) => {
-                        memory.write(&vec![byte; len], at(addr)).map(|n| n as u64)
-                    }
-                    Access::Read(addr, len) => {
-                        bytes = vec![0; len];
-                        memory.read(&mut bytes, at(addr)).map(|n| n as u64)
-                    }
-                    Access::WriteSlice(addr, len, byte) => {
-                        memory.write_slice(&vec![byte; len], at(addr)).map(|()| 0)
-                    }
-                    Access::ReadSlice(addr, len) => {
-                        bytes = vec![0; len];
-                        memory.read_slice(&mut bytes, at(addr)).map(|()| 0)
-                    }
-                    Access::WriteObj(addr, value) => memory.write_obj(value, at(addr)).map(|()| 0),
-                    Access::ReadObj(addr) => memory.read_obj::<u64>(at(addr)),
-                    Access::HostAddress(addr) => memory.get_host_address(at(addr)).map(|_| 0),
-                    Access::Marks => {
-                        let marks = memory.iter().flat_map(|r| (**r).bitmap().get_and_reset());
-                        return format!("{:?}", marks.collect::<Vec<_>>());
-                    }
-                };
-                match result {
-                    Ok(value) => format!("{value:#x} {bytes:?}"),
-                    Err(error) => variant(&error),
-                }
-            }
-
-            /// Returns the guest addresses and the lengths of the regions.
-            pub fn layout(memory: &Memory) -> Vec<(u64, u64)> {
-                memory.iter().map(|r| (r.start_addr().0, r.len())).collect()
-            }
-        }
-    };
-}
-side!(on_ours, ours);
-side!(on_reference, reference);
 
 /// The differences of docs/differences.md, as the outcome of this crate. `None` if there is none.
 fn difference(place: Place) -> Option<Result<(), String>> {
@@ -184,12 +100,9 @@ fn regions_of_random_sizes_files_and_offsets_have_equal_outcomes() {
     for _ in 0..1500 {
         let place = random_place(&mut random);
         let files = [0, 1].map(|_| place.file.map(|(len, _)| file_of(len)));
-        let expected = on_reference::create(&[(place, files[0].as_ref())]);
-        let found = on_ours::create(&[(place, files[1].as_ref())]);
-        let (expected, found) = (
-            expected.map(|m| on_reference::layout(&m)),
-            found.map(|m| on_ours::layout(&m)),
-        );
+        let [theirs, ours] = files.each_ref().map(|file| place.region(file.as_ref()));
+        let expected = on_reference::Side::with_files(&[theirs]).map(|side| side.layout());
+        let found = on_ours::Side::with_files(&[ours]).map(|side| side.layout());
         match difference(place) {
             None => {
                 assert_eq!(found, expected, "{place:x?}");
@@ -209,18 +122,18 @@ fn regions_of_random_sizes_files_and_offsets_have_equal_outcomes() {
     assert!(equal > 300 && different > 100, "{equal} {different}");
 }
 
-fn random_access(random: &mut fastrand::Rng, end: u64) -> Access {
+fn random_access(random: &mut fastrand::Rng, end: u64) -> Op {
     let addr = random.u64(0..end + 0x100);
     let len = random.usize(0..0x3000);
     match random.u8(0..8) {
-        0 => Access::Write(addr, len, random.u8(..)),
-        1 => Access::Read(addr, len),
-        2 => Access::WriteSlice(addr, len, random.u8(..)),
-        3 => Access::ReadSlice(addr, len),
-        4 => Access::WriteObj(addr, random.u64(..)),
-        5 => Access::ReadObj(addr),
-        6 => Access::HostAddress(addr),
-        _ => Access::Marks,
+        0 => Op::Write(addr, len, random.u8(..)),
+        1 => Op::Read(addr, len),
+        2 => Op::WriteSlice(addr, len, random.u8(..)),
+        3 => Op::ReadSlice(addr, len),
+        4 => Op::WriteObj(addr, random.u64(..)),
+        5 => Op::ReadObj(addr),
+        6 => Op::HostAddress(addr),
+        _ => Op::Marks,
     }
 }
 
@@ -238,15 +151,14 @@ fn random_accesses_to_memory_and_files_have_equal_outcomes() {
             place(0xa000, 0x2000, None),
         ];
         let files = [file_of(0x5000), file_of(0x5000)];
-        let with = |file| places.map(|place| (place, place.file.map(|_| file)));
-        let expected = on_reference::create(&with(&files[0])).unwrap();
-        let found = on_ours::create(&with(&files[1])).unwrap();
+        let [theirs, ours] = files
+            .each_ref()
+            .map(|file| places.map(|place| place.region(Some(file))));
+        let mut expected = on_reference::Side::with_files(&theirs).unwrap();
+        let mut found = on_ours::Side::with_files(&ours).unwrap();
         for _ in 0..400 {
             let access = random_access(&mut random, 0xc000);
-            let (left, right) = (
-                on_reference::access(&expected, access),
-                on_ours::access(&found, access),
-            );
+            let (left, right) = (expected.run(access), found.run(access));
             assert_eq!(right, left, "{access:x?}");
         }
         drop((expected, found));
