@@ -73,13 +73,9 @@ pub(super) fn read(memory: OnDemand<'_>, at: usize, buf: &mut [u8]) -> Result<()
             Fault::unmapped(at, Direction::Read, failed.completed, &failed.error)
         });
     }
-    let (target, len) = (buf.as_mut_ptr(), buf.len());
-    pieces(memory, at, len, Direction::Read, |src, done, len| {
-        // SAFETY: `src` is a guest operand of `len` bytes: a new mapping, which only this function
-        // and the guest access. `done + len` is at most `buf.len()`, so the target is in `buf`,
-        // which is borrowed exclusively. The two do not overlap, since the mapping is new.
-        unsafe { access::copy_from_guest(target.wrapping_add(done), src, len) }
-    })
+    // SAFETY: `buf` is borrowed exclusively, so it is valid for writes of its bytes. The size of a
+    // slice does not overflow.
+    unsafe { read_elements(memory, at, buf.as_mut_ptr(), buf.len()) }
 }
 
 /// Copies `buf` to the bytes, through the hypervisor if the region requests that.
@@ -91,13 +87,9 @@ pub(super) fn write(memory: OnDemand<'_>, at: usize, buf: &[u8]) -> Result<(), F
             Fault::unmapped(at, Direction::Write, failed.completed, &failed.error)
         });
     }
-    let source = buf.as_ptr();
-    pieces(memory, at, buf.len(), Direction::Write, |dst, done, len| {
-        // SAFETY: `dst` is a guest operand of `len` bytes: a new mapping, which only this function
-        // and the guest access. `done + len` is at most `buf.len()`, so the source is in `buf`. The
-        // two do not overlap, since the mapping is new.
-        unsafe { access::copy_to_guest(dst, source.wrapping_add(done), len) }
-    })
+    // SAFETY: `buf` is borrowed, so it is valid for reads of its bytes. The size of a slice does
+    // not overflow.
+    unsafe { write_elements(memory, at, buf.as_ptr(), buf.len()) }
 }
 
 /// Copies elements to `buf`. Those that are naturally aligned are not torn.
@@ -113,22 +105,18 @@ pub(super) unsafe fn read_elements<T: ByteValued>(
     buf: *mut T,
     count: usize,
 ) -> Result<(), Fault> {
-    let size = size_of::<T>();
-    let bytes = count.wrapping_mul(size);
-    pieces(memory, at, bytes, Direction::Read, |src, done, len| {
-        let target = buf.cast::<u8>().wrapping_add(done);
-        match whole::<T>(done, len) {
-            // SAFETY: `src` is a guest operand of `len` bytes: a new mapping. `done + len` is at
-            // most the size of the elements, so the target is valid (contract of this function).
-            // The two do not overlap, since the mapping is new.
-            Some(count) => unsafe {
-                access::copy_elements_from_guest(target.cast::<T>(), src, count)
-            },
-            // SAFETY: `src` is a guest operand of `len` bytes: a new mapping. `done + len` is at
-            // most the size of the elements, so the target is valid (contract of this function).
-            // The two do not overlap, since the mapping is new.
-            None => unsafe { access::copy_from_guest(target, src, len) },
-        }
+    let (size, len) = (size_of::<T>(), count.wrapping_mul(size_of::<T>()));
+    if !are_whole_in_pages::<T>(at) {
+        // SAFETY: `buf` is valid for writes of the `len` bytes of its elements, whose number does
+        // not overflow (this function's contract).
+        return unsafe { read_elements(memory, at, buf.cast::<u8>(), len) };
+    }
+    pieces(memory, at, len, Direction::Read, |src, done, len| {
+        let count = len.checked_div(size).unwrap_or(0);
+        // SAFETY: `src` is a guest operand of `len` bytes: a new mapping, which only this function
+        // and the guest access. `done + len` is at most the size of the elements, so the target is
+        // valid (this function's contract). The two do not overlap, since the mapping is new.
+        unsafe { access::copy_elements_from_guest(buf.wrapping_byte_add(done), src, count) }
     })
 }
 
@@ -145,37 +133,27 @@ pub(super) unsafe fn write_elements<T: ByteValued>(
     buf: *const T,
     count: usize,
 ) -> Result<(), Fault> {
-    let size = size_of::<T>();
-    let bytes = count.wrapping_mul(size);
-    pieces(memory, at, bytes, Direction::Write, |dst, done, len| {
-        let source = buf.cast::<u8>().wrapping_add(done);
-        match whole::<T>(done, len) {
-            // SAFETY: `dst` is a guest operand of `len` bytes: a new mapping. `done + len` is at
-            // most the size of the elements, so the source is valid (contract of this function).
-            // The two do not overlap, since the mapping is new.
-            Some(count) => unsafe {
-                access::copy_elements_to_guest(dst, source.cast::<T>(), count)
-            },
-            // SAFETY: `dst` is a guest operand of `len` bytes: a new mapping. `done + len` is at
-            // most the size of the elements, so the source is valid and initialised (contract of
-            // this function, and of `ByteValued`). The two do not overlap, since the mapping is
-            // new.
-            None => unsafe { access::copy_to_guest(dst, source, len) },
-        }
+    let (size, len) = (size_of::<T>(), count.wrapping_mul(size_of::<T>()));
+    if !are_whole_in_pages::<T>(at) {
+        // SAFETY: `buf` is valid for reads of the `len` bytes of its elements, whose number does
+        // not overflow (this function's contract). `ByteValued` says that they are initialised.
+        return unsafe { write_elements(memory, at, buf.cast::<u8>(), len) };
+    }
+    pieces(memory, at, len, Direction::Write, |dst, done, len| {
+        let count = len.checked_div(size).unwrap_or(0);
+        // SAFETY: `dst` is a guest operand of `len` bytes: a new mapping, which only this function
+        // and the guest access. `done + len` is at most the size of the elements, so the source is
+        // valid (this function's contract). The two do not overlap, since the mapping is new.
+        unsafe { access::copy_elements_to_guest(dst, buf.wrapping_byte_add(done), count) }
     })
 }
 
-/// Returns the number of elements in a piece, if it consists of whole elements.
+/// Returns whether no page ends inside an element of type `T`, with the first one at an offset from
+/// the start of a page.
 ///
-/// It does if the elements are naturally aligned, since their size divides that of a page. Others
-/// may be torn, and are copied as bytes.
-fn whole<T>(done: usize, len: usize) -> Option<usize> {
-    let size = size_of::<T>();
-    let is_whole = |bytes: usize| bytes.checked_rem(size) == Some(0);
-    if !is_whole(done) || !is_whole(len) {
-        return None;
-    }
-    len.checked_div(size)
+/// Only these elements are naturally aligned. Others may be torn, and are copied as bytes.
+fn are_whole_in_pages<T>(at: usize) -> bool {
+    matches!(size_of::<T>(), 1 | 2 | 4 | 8) && at.is_multiple_of(size_of::<T>())
 }
 
 /// Copies bytes between overlapping ranges of one memory, through a buffer.

@@ -114,6 +114,22 @@ fn accesses_on_host_with_large_pages_map_one_grant_at_a_time(env: &mut dyn Envir
         assert_calls(env, &calls, "a read over three pages");
         memory.write_slice(&[0x5a; 16], grant_address(FIRST + 1, PAGE - 8))?;
         assert_eq!(seen(env, 1, PAGE - 8, 16), [0x5a; 16]);
+        // The first page ends between two elements, or inside one.
+        for at in [PAGE - 8, PAGE - 7, PAGE - 6] {
+            env.write(0, 0, &pattern(3 * PAGE));
+            let slice = memory.get_slice(grant_address(FIRST, at), 16)?;
+            let mut elements = [0u32; 4];
+            assert_eq!(silent(env, || slice.copy_to(&mut elements))?, 4);
+            let bytes: Vec<_> = elements.iter().flat_map(|one| one.to_ne_bytes()).collect();
+            assert_eq!(bytes, pattern(3 * PAGE)[at..][..16], "{at:#x}");
+            let new = [0x1122_3344u32; 4];
+            silent(env, || slice.copy_from(&new))?;
+            assert_eq!(
+                seen(env, 0, at, 16),
+                new[0].to_ne_bytes().repeat(4),
+                "{at:#x}"
+            );
+        }
         // Bytes that must be contiguous.
         let slice = memory.get_slice(grant_address(FIRST, PAGE - 2), 4)?;
         #[cfg(feature = "additions")]
