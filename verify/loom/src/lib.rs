@@ -28,6 +28,7 @@
 mod bits;
 #[path = "../../../src/convert.rs"]
 mod convert;
+mod harness;
 
 /// Dirty marks.
 mod bitmap {

@@ -10,8 +10,8 @@ use loom::sync::Arc;
 use loom::thread;
 
 use super::marks::Marks;
-use super::sync::{choose, Run};
 use super::tracking::Tracking;
+use crate::harness::{choose, Run};
 
 /// Two pages, and their marks.
 struct Guest {

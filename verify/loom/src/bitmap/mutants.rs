@@ -5,7 +5,7 @@
 //! end of this file lists the orderings that no model needs, with the reason.
 
 use super::marks_tests as models;
-use super::sync::{choose, Mutant, Run, Wrong};
+use crate::harness::{fails, Mutant, Wrong};
 use Wrong::{AcqRel, InTwo, Missing, Relaxed};
 
 /// A line of a file.
@@ -36,26 +36,14 @@ fn after((file, line): Place) -> Place {
     (file, line + 1)
 }
 
-/// Returns whether a model fails, with either kind of load.
-fn fails(model: fn(), mutant: Mutant) -> bool {
-    [false, true].into_iter().any(|loads_modify| {
-        let run = move || {
-            choose(Run {
-                loads_modify,
-                mutant: Some(mutant),
-            });
-            model();
-        };
-        // On a new thread: a failed model does not reset loom's thread-local state.
-        std::thread::spawn(run).join().is_err()
-    })
-}
-
 /// Checks that a model fails with each of these changes of the operation at a line.
 fn each_fails((file, line): Place, model: fn(), all: &[Wrong]) {
     for &wrong in all {
         let mutant = Mutant { file, line, wrong };
-        assert!(fails(model, mutant), "the model passes with {mutant:?}");
+        assert!(
+            fails(model, Some(mutant)),
+            "the model passes with {mutant:?}"
+        );
     }
 }
 

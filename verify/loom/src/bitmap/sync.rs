@@ -1,65 +1,13 @@
-//! The names of `src/bitmap/sync.rs`, with loom's atomics. A run selects the kind of loads, and an
-//! operation that is weakened.
+//! The names of `src/bitmap/sync.rs`, with loom's atomics. A run can weaken an operation.
 
-use core::cell::Cell;
 use core::panic::Location;
 use std::collections::TryReserveError;
 
 use loom::sync::atomic;
 
+pub(crate) use crate::harness::fence;
+use crate::harness::{loads_modify, wrong, Wrong};
 pub(crate) use loom::sync::atomic::{AtomicU8, Ordering};
-
-/// The variant of the library's files that is explored.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Run {
-    /// Sequentially consistent loads are read-modify-writes that change nothing.
-    ///
-    /// loom 0.7.3 does not reorder a load with a later read-modify-write of the same atomic by
-    /// another thread. A run of plain loads therefore misses some interleavings. It also lets a
-    /// sequentially consistent load return an old value. A run of this kind has all interleavings,
-    /// and the old values of weaker loads only.
-    pub(crate) loads_modify: bool,
-    /// An operation that is weakened.
-    pub(crate) mutant: Option<Mutant>,
-}
-
-/// A weakened operation.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Mutant {
-    /// The name of the file, and the line in it.
-    pub(crate) file: &'static str,
-    pub(crate) line: u32,
-    pub(crate) wrong: Wrong,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Wrong {
-    /// Has the ordering `Relaxed`.
-    Relaxed,
-    /// Has the strongest ordering below `SeqCst`.
-    AcqRel,
-    /// Is a load and then a store.
-    InTwo,
-    /// Is left out.
-    Missing,
-}
-
-std::thread_local! {
-    /// loom runs all threads of a model on the thread that explores it.
-    static RUN: Cell<Run> = const { Cell::new(Run { loads_modify: false, mutant: None }) };
-}
-
-/// Selects the variant for the models that this thread explores next.
-pub(crate) fn choose(run: Run) {
-    RUN.set(run);
-}
-
-/// Returns the change of the operation at a place, if there is one.
-fn wrong(at: &Location<'_>) -> Option<Wrong> {
-    let mutant = RUN.get().mutant?;
-    let here = at.file().ends_with(mutant.file) && at.line() == mutant.line;
-    here.then_some(mutant.wrong)
-}
 
 #[derive(Debug)]
 pub(crate) struct AtomicU64(atomic::AtomicU64);
@@ -78,7 +26,7 @@ impl AtomicU64 {
             // Finds nothing.
             Some(_) => return 0,
         };
-        match (order, RUN.get().loads_modify) {
+        match (order, loads_modify()) {
             (Ordering::SeqCst, true) => self.0.fetch_or(0, order),
             _ => self.0.load(order),
         }
@@ -167,11 +115,4 @@ impl Pairs {
 /// Creates `count` words that are 0.
 pub(crate) fn try_words(count: usize) -> Result<Box<[AtomicU64]>, TryReserveError> {
     Ok((0..count).map(|_| AtomicU64::new(0)).collect())
-}
-
-#[track_caller]
-pub(crate) fn fence(order: Ordering) {
-    if wrong(Location::caller()).is_none() {
-        atomic::fence(order);
-    }
 }

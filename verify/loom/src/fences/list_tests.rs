@@ -7,7 +7,8 @@ use loom::cell::UnsafeCell;
 use loom::thread;
 
 use super::list::{RetiredList, Version};
-use super::sync::{choose, lock, Arc, Mutex, Run};
+use super::sync::{lock, Arc, Mutex};
+use crate::harness::{choose, Run};
 
 /// A page that readers of version 0 may read. loom reports a read that is concurrent with a write.
 #[derive(Debug)]

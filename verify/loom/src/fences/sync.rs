@@ -1,61 +1,22 @@
 //! Replacements for the items of `src/retired/sync.rs`. The counted pointers have the orderings of
 //! those in the standard library. A run can leave out a fence.
 
-use core::cell::{Cell, UnsafeCell};
+use core::cell::UnsafeCell;
 use core::fmt;
 use core::ops::Deref;
-use core::panic::Location;
 use std::sync::Arc as Memory;
 
+use crate::harness::loads_modify;
+pub(crate) use crate::harness::{fence, lock};
 use loom::sync::atomic::AtomicUsize;
 pub(crate) use loom::sync::atomic::Ordering;
 pub(crate) use loom::sync::Mutex;
 
-/// The place of a fence.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Fence {
-    /// The end of the file's path.
-    pub(super) file: &'static str,
-    pub(super) line: u32,
-}
-
-/// The variant of the code that is explored.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Run {
-    /// Loads of counts are read-modify-writes that change nothing, for the reason at
-    /// `bitmap::sync::Run::loads_modify`.
-    pub(super) loads_modify: bool,
-    /// A fence that is left out.
-    pub(super) without: Option<Fence>,
-}
-
-std::thread_local! {
-    /// loom runs all threads of a model on the thread that explores it.
-    static RUN: Cell<Run> = const { Cell::new(Run { loads_modify: false, without: None }) };
-}
-
-/// Selects the variant for the models that this thread explores next.
-pub(super) fn choose(run: Run) {
-    RUN.set(run);
-}
-
 fn load(count: &AtomicUsize) -> usize {
-    if RUN.get().loads_modify {
+    if loads_modify() {
         count.fetch_or(0, Ordering::Relaxed)
     } else {
         count.load(Ordering::Relaxed)
-    }
-}
-
-#[track_caller]
-pub(crate) fn fence(order: Ordering) {
-    let here = Location::caller();
-    let is_missing = RUN
-        .get()
-        .without
-        .is_some_and(|fence| here.file().ends_with(fence.file) && here.line() == fence.line);
-    if !is_missing {
-        loom::sync::atomic::fence(order);
     }
 }
 
@@ -163,8 +124,4 @@ impl<T> fmt::Debug for Weak<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("(Weak)")
     }
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> loom::sync::MutexGuard<'_, T> {
-    mutex.lock().expect("no model panics while it holds a lock")
 }
