@@ -141,6 +141,24 @@ pub struct Dirty {
     pub driver: BTreeSet<u64>,
 }
 
+impl Dirty {
+    /// Harvests both logs. `logged` are the pages in KVM's log.
+    fn harvest(
+        ram: &GuestRam,
+        view: &GuestRam,
+        logged: BTreeSet<u64>,
+        plug: Option<&History>,
+    ) -> Self {
+        let (mut device, mut driver) = (pages(&harvest(ram)), pages(&harvest(view)));
+        driver.extend(logged);
+        if let Some(history) = plug {
+            device.extend(&history.device);
+            driver.extend(&history.driver);
+        }
+        Self { device, driver }
+    }
+}
+
 /// The outcome of a run.
 pub struct Outcome {
     /// The parameters of the run.
@@ -203,44 +221,18 @@ impl Outcome {
 pub fn run_with(setup: &Setup, prepare: impl FnOnce(&mut Plan)) -> Result<Outcome, Error> {
     let (ram, view_log) = map(setup)?;
     let view = GuestMemoryAtomic::new(view_log.clone());
-
-    // The plan, and the disk.
-    let storm_sectors = setup.storm.map_or(0, |_| storm::CHUNKS * CHUNK_SECTORS);
-    let image = match &setup.disk {
-        Some((path, writable)) => Image::open(path, *writable, CHUNK_SECTORS)?,
-        None => Image::temporary(IMAGE_SECTORS + storm_sectors)?,
-    };
-    let truncation = match setup.storm {
-        Some(seed) => Some(Truncation::new(&ram, &image, seed)?),
-        None => None,
-    };
+    let (image, truncation) = open_disk(setup, &ram)?;
     let place = setup.plug.then(|| Place::above(&ram));
     let storm = truncation.as_ref().map(|truncation| truncation.storm());
-    let mut plan = Plan::new(&ram, image.sectors() - storm_sectors)
+    let mut plan = Plan::new(&ram, image.sectors() - storm_sectors(setup))
         .with_storm(storm)
         .with_plug(place);
     let before = image.read_sectors(0, plan.read_chunks * CHUNK_SECTORS)?;
     prepare(&mut plan);
     let storage = Storage::new(setup, image, truncation.as_ref())?;
-
-    // The devices.
-    let iotlb = setup.iommu.then(SharedIotlb::new);
-    let devices = for_devices(&ram, iotlb.clone());
-    let device = Arc::new(Mutex::new(VirtioMmio::new(
-        devices.clone(),
-        Block::new(storage),
-    )?));
-    let mut bus = Bus::new(Arc::new(Mutex::new(serial::new(false)?)));
-    bus.map(VIRTIO_MMIO..VIRTIO_MMIO + VIRTIO_MMIO_LEN, device.clone());
     let machine = Machine::new(setup, &ram, &view_log)?;
-    let plug = place.map(|place| {
-        let processors = machine.processors(&view);
-        let plug = Plug::new(place, setup.backing.clone(), devices.clone(), processors);
-        Arc::new(Mutex::new(plug))
-    });
-    if let Some(plug) = &plug {
-        bus.map(PLUG_MMIO..PLUG_MMIO + PLUG_MMIO_LEN, plug.clone());
-    }
+    let processors = machine.processors(&view);
+    let (devices, bus) = Devices::new(setup, &ram, storage, place, processors)?;
 
     // The run. Pages that are already dirty do not count.
     harvest(&ram);
@@ -249,31 +241,20 @@ pub fn run_with(setup: &Setup, prepare: impl FnOnce(&mut Plan)) -> Result<Outcom
         .as_ref()
         .map(|truncation| truncation.start())
         .transpose()?;
-    let mapper = iotlb.clone().map(Mapper::new);
     let job = Job {
         view,
         plan: plan.clone(),
         before: before.clone(),
-        mapper,
+        mapper: devices.iotlb.clone().map(Mapper::new),
     };
     let ((driver, mapper), logged) = machine.run(job, bus, &ram)?;
     if let Some(running) = &mut running {
         running.stop()?;
     }
 
-    // The outcome.
-    let mut dirty = Dirty {
-        device: pages(&harvest(&ram)),
-        driver: pages(&harvest(&view_log)),
-    };
-    dirty.driver.extend(logged);
-    let plug = plug.map(|plug| lock(&plug).history.clone());
-    if let Some(history) = &plug {
-        dirty.device.extend(&history.device);
-        dirty.driver.extend(&history.driver);
-    }
-    let unused = Arc::into_inner(device).ok_or_else(|| Error::other("the device is in use"))?;
-    let after: VirtioMmio<DeviceRam, Storage> = unused.into_inner().map_err(Error::poisoned)?;
+    let (mappings_left, plug) = (devices.mappings(), devices.history());
+    let dirty = Dirty::harvest(&ram, &view_log, logged, plug.as_ref());
+    let device = devices.into_block()?;
     Ok(Outcome {
         setup: setup.clone(),
         plan,
@@ -281,14 +262,84 @@ pub fn run_with(setup: &Setup, prepare: impl FnOnce(&mut Plan)) -> Result<Outcom
         before,
         driver,
         mapper,
-        mappings_left: iotlb.map_or(0, |iotlb| iotlb.counters().entries as u64),
-        notifications: after.notifications,
-        broken: after.broken,
-        block: after.block,
+        mappings_left,
+        notifications: device.notifications,
+        broken: device.broken,
+        block: device.block,
         plug,
         truncations: truncation.map_or(0, |truncation| truncation.count()),
         dirty,
     })
+}
+
+/// Returns the number of sectors of a temporary image that are truncated.
+fn storm_sectors(setup: &Setup) -> u64 {
+    setup.storm.map_or(0, |_| storm::CHUNKS * CHUNK_SECTORS)
+}
+
+/// Opens the image of the disk, and prepares the truncation of its file.
+fn open_disk(setup: &Setup, ram: &GuestRam) -> Result<(Image, Option<Arc<Truncation>>), Error> {
+    let image = match &setup.disk {
+        Some((path, writable)) => Image::open(path, *writable, CHUNK_SECTORS)?,
+        None => Image::temporary(IMAGE_SECTORS + storm_sectors(setup))?,
+    };
+    let truncation = match setup.storm {
+        Some(seed) => Some(Truncation::new(ram, &image, seed)?),
+        None => None,
+    };
+    Ok((image, truncation))
+}
+
+/// The devices of a run.
+struct Devices {
+    iotlb: Option<SharedIotlb>,
+    block: Arc<Mutex<VirtioMmio<DeviceRam, Storage>>>,
+    plug: Option<Arc<Mutex<Plug>>>,
+}
+
+impl Devices {
+    /// Creates the devices, and a bus to which they are connected.
+    fn new(
+        setup: &Setup,
+        ram: &GuestRam,
+        storage: Storage,
+        place: Option<Place>,
+        processors: Vec<Box<dyn Processor>>,
+    ) -> Result<(Self, Bus), Error> {
+        let iotlb = setup.iommu.then(SharedIotlb::new);
+        let memory = for_devices(ram, iotlb.clone());
+        let block = VirtioMmio::new(memory.clone(), Block::new(storage))?;
+        let block = Arc::new(Mutex::new(block));
+        let mut bus = Bus::new(Arc::new(Mutex::new(serial::new(false)?)));
+        bus.map(VIRTIO_MMIO..VIRTIO_MMIO + VIRTIO_MMIO_LEN, block.clone());
+        let plug = place.map(|place| {
+            let plug = Plug::new(place, setup.backing.clone(), memory, processors);
+            Arc::new(Mutex::new(plug))
+        });
+        if let Some(plug) = &plug {
+            bus.map(PLUG_MMIO..PLUG_MMIO + PLUG_MMIO_LEN, plug.clone());
+        }
+        Ok((Self { iotlb, block, plug }, bus))
+    }
+
+    /// Returns the number of mappings in the IOTLB.
+    fn mappings(&self) -> u64 {
+        let counters = self.iotlb.as_ref().map(SharedIotlb::counters);
+        counters.map_or(0, |counters| counters.entries as u64)
+    }
+
+    /// Returns the history of plugged memory.
+    fn history(&self) -> Option<History> {
+        let plug = self.plug.as_ref();
+        plug.map(|plug| lock(plug).history.clone())
+    }
+
+    /// Returns the block device, after the bus was dropped.
+    fn into_block(self) -> Result<VirtioMmio<DeviceRam, Storage>, Error> {
+        let unused = Arc::into_inner(self.block);
+        let unused = unused.ok_or_else(|| Error::other("the device is in use"))?;
+        unused.into_inner().map_err(Error::poisoned)
+    }
 }
 
 /// Maps guest memory for the devices, and a second time for the driver.
