@@ -5,7 +5,9 @@
 //! [`VolatileSlice`] instead. For files, sockets and other descriptors, the kernel copies directly
 //! to or from guest memory.
 //!
-//! System calls: with the feature `rawfd`, `read(2)` and `write(2)`; none for 0 bytes.
+//! System calls: with the feature `rawfd`, `read(2)` and `write(2)`; none for 0 bytes. Methods that
+//! repeat a call after `EINTR` do so without a limit. The server of a FUSE file can return it each
+//! time, as it can also never reply.
 //!
 //! # Dirty tracking
 //!
@@ -14,15 +16,22 @@
 //! The kernel does not count a message that it copied in part, and a disk does not write in order.
 //!
 //! After a count that is not 0 and after an error, this crate therefore marks all bytes that the
-//! system call was given. After a count of 0, `EAGAIN` and `EINTR` it marks nothing: these come
-//! before the kernel writes. A custom source, and a custom call with pointers
+//! system call was given. A read at an offset ([`vectored`](crate::vectored)) marks them after each
+//! result. A read at the current position marks nothing after a count of 0, `EAGAIN` and `EINTR`: a
+//! stream returns these before the kernel writes. A custom source, and a custom call with pointers
 //! ([`ptr_guard_mut`](VolatileSlice::ptr_guard_mut), [`vectored`](crate::vectored)), must follow
 //! the same rule. The exception is `IoBuffer::read_packet_from`, for descriptors that count all
 //! bytes.
 //!
-//! A UDP socket needs a filter (`SO_ATTACH_FILTER`, socket(7)), which may accept everything. With a
-//! filter, the kernel verifies checksums before it copies. Without one, it writes a packet with a
-//! wrong checksum, drops it, and returns `EAGAIN` or the next packet. The page is then not marked.
+//! Two kinds of descriptors break this rule for streams. The pages that they write before such a
+//! result are not marked:
+//!
+//! - A UDP socket without a filter. The kernel writes a packet with a wrong checksum, drops it, and
+//!   returns `EAGAIN` or the next packet. With a filter (`SO_ATTACH_FILTER`, socket(7)), which may
+//!   accept everything, it verifies checksums before it copies.
+//! - A file with `O_DIRECT` on a file system that reads several parts at once, such as FUSE with
+//!   `FUSE_ASYNC_DIO`. If its server replies to the first part with no bytes, `EAGAIN` or `EINTR`,
+//!   the call returns that, after other parts were written. Read such a file at an offset.
 //!
 //! Marking takes time in proportion to the range. If a stream delivers a long range in small parts,
 //! pass parts of the range, or use an exact method.
@@ -226,12 +235,12 @@ pub(crate) fn first_part<'a, B: BitmapSlice>(rest: &VolatileSlice<'a, B>) -> Vol
     rest.first(PART_MAX)
 }
 
-/// Returns whether a system call with this result may have written bytes, counted or not.
+/// Returns whether a read from a stream with this result may have written bytes, counted or not.
 ///
 /// The kernel returns 0, `EAGAIN` and `EINTR` before it writes. The documentation of this module
-/// says what a UDP socket needs.
+/// names the exceptions.
 #[cfg(all(feature = "rawfd", unix))]
-pub(crate) fn may_have_written(result: &std::io::Result<usize>) -> bool {
+pub(crate) fn stream_may_have_written(result: &std::io::Result<usize>) -> bool {
     match result {
         Ok(moved) => *moved != 0,
         Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),

@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use super::{may_have_written, ReadVolatile, WriteVolatile};
+use super::{stream_may_have_written, ReadVolatile, WriteVolatile};
 use crate::access::fault::Direction;
 use crate::bitmap::BitmapSlice;
 use crate::volatile_memory::{Error as VolatileMemoryError, VolatileSlice};
@@ -44,7 +44,7 @@ fn read_from<B: BitmapSlice>(
     // `VolatileSlice::with_bitmap`).
     let result = unsafe { libc::read(fd.as_fd().as_raw_fd(), target.as_ptr().cast(), len) };
     let result = usize::try_from(result).map_err(|_| std::io::Error::last_os_error());
-    if may_have_written(&result) {
+    if stream_may_have_written(&result) {
         buf.bitmap().mark_dirty(0, len);
     }
     result.map_err(VolatileMemoryError::IOError)

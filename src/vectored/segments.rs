@@ -17,7 +17,6 @@ use super::system_call::{call, FilePosition, Transfer, MAX_BYTES, MAX_VECTORS};
 use crate::bitmap::{mark_each, BitmapSlice, OnPanic};
 use crate::bytes::Bytes;
 use crate::guest_memory::{Error, GuestAddress, GuestMemorySliceIterator, Permissions, Result};
-use crate::io::may_have_written;
 use crate::volatile_memory::{self, HeldSlice, VolatileSlice};
 
 /// The number of segments that are stored without an allocation.
@@ -413,8 +412,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     /// Transfers by one system call. Returns the number of bytes moved.
     ///
     /// The call covers the first [`MAX_VECTORS`] segments and [`MAX_BYTES`]. A read marks all bytes
-    /// of the call, unless nothing was written. After a short count, the kernel or the storage may
-    /// have written more bytes.
+    /// of the call, unless nothing was written.
     pub(super) fn transfer_once(
         &self,
         direction: Transfer,
@@ -422,7 +420,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         position: FilePosition,
     ) -> std::io::Result<usize> {
         let (result, reached) = self.call_first(direction, fd, position);
-        if direction == Transfer::Read && may_have_written(&result) {
+        if direction == Transfer::Read && position.may_have_written(&result) {
             self.mark_dirty(0, reached);
         }
         result
@@ -434,7 +432,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     /// written.
     pub(super) fn read_packet(&self, fd: BorrowedFd<'_>) -> std::io::Result<usize> {
         let (result, reached) = self.call_first(Transfer::Read, fd, FilePosition::Current);
-        if may_have_written(&result) {
+        if FilePosition::Current.may_have_written(&result) {
             self.mark_dirty(0, *result.as_ref().unwrap_or(&reached));
         }
         result
@@ -478,7 +476,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         while done < self.len() {
             let vectors = rest.as_ref().unwrap_or(&self.vectors);
             let result = self.transfer_vectors(vectors, direction, fd, position.after(done));
-            if reads && may_have_written(&result) {
+            if reads && position.may_have_written(&result) {
                 reached = reached.max(done.saturating_add(total_len(vectors)));
             }
             let error = match result {

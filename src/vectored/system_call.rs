@@ -4,6 +4,7 @@ use std::io::{Error, Result};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::convert::to_u64;
+use crate::io::stream_may_have_written;
 
 /// The maximum number of vectors that the kernel accepts in one call.
 ///
@@ -46,6 +47,17 @@ impl FilePosition {
             FilePosition::Offset(offset) => {
                 FilePosition::Offset(offset.saturating_add(to_u64(moved)))
             }
+        }
+    }
+
+    /// Returns whether a read from here with this result may have written bytes, counted or not.
+    ///
+    /// The kernel reads the parts of a file with `O_DIRECT` at once. If the first part fails, the
+    /// call returns its result, whatever it is.
+    pub(super) fn may_have_written(self, result: &Result<usize>) -> bool {
+        match self {
+            FilePosition::Current => stream_may_have_written(result),
+            FilePosition::Offset(_) => true,
         }
     }
 }

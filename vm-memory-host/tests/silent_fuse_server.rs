@@ -11,7 +11,7 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
-use test_support::{in_own_process, returned, LockedFile, SilentServer, FUSE_FLUSH, MIB};
+use test_support::{in_own_process, returned, FuseServer, LockedFile, FUSE_FLUSH, MIB};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vm_memory_host::{
     describe, prefault, residency, Backing, BuildError, Description, DescriptionError, Descriptors,
@@ -21,7 +21,7 @@ use vm_memory_host::{
 #[test]
 fn build_that_requires_seals_does_not_wait_for_server_of_file() {
     let Some(server) =
-        SilentServer::mount("build_that_requires_seals_does_not_wait_for_server_of_file")
+        FuseServer::mount("build_that_requires_seals_does_not_wait_for_server_of_file")
     else {
         return;
     };
@@ -48,7 +48,7 @@ fn build_that_requires_seals_does_not_wait_for_server_of_file() {
 #[test]
 fn description_with_unused_descriptor_does_not_wait_for_its_server() {
     let Some(server) =
-        SilentServer::mount("description_with_unused_descriptor_does_not_wait_for_its_server")
+        FuseServer::mount("description_with_unused_descriptor_does_not_wait_for_its_server")
     else {
         return;
     };
@@ -78,7 +78,7 @@ fn description_with_unused_descriptor_does_not_wait_for_its_server() {
 #[test]
 fn drop_of_builder_that_requires_seals_does_not_wait_for_server_of_file() {
     let test = "drop_of_builder_that_requires_seals_does_not_wait_for_server_of_file";
-    let Some(server) = SilentServer::mount(test) else {
+    let Some(server) = FuseServer::mount(test) else {
         return;
     };
     let region = Region::new(GuestAddress(0), MIB).backing(Backing::Memfd);
@@ -93,7 +93,7 @@ fn drop_of_builder_that_requires_seals_does_not_wait_for_server_of_file() {
 #[test]
 fn drop_of_received_descriptors_does_not_wait_for_server_of_file() {
     let Some(server) =
-        SilentServer::mount("drop_of_received_descriptors_does_not_wait_for_server_of_file")
+        FuseServer::mount("drop_of_received_descriptors_does_not_wait_for_server_of_file")
     else {
         return;
     };
@@ -161,7 +161,7 @@ fn descriptors_of_silent_servers_take_at_most_64_threads() {
         |test| {
             let test = test.to_owned();
             returned(move || {
-                let Some(server) = SilentServer::mount(&test) else {
+                let Some(server) = FuseServer::mount(&test) else {
                     return;
                 };
                 let (file, before) = (server.open(), threads());
@@ -176,7 +176,7 @@ fn descriptors_of_silent_servers_take_at_most_64_threads() {
                 while threads() >= before {
                     std::thread::yield_now();
                 }
-                let Some(server) = SilentServer::mount(&test) else {
+                let Some(server) = FuseServer::mount(&test) else {
                     return;
                 };
                 receive(server.open());
@@ -209,7 +209,7 @@ fn descriptor_without_thread_to_close_it_does_not_delay_caller() {
     in_own_process(
         "descriptor_without_thread_to_close_it_does_not_delay_caller",
         |test| {
-            let Some(server) = SilentServer::mount(test) else {
+            let Some(server) = FuseServer::mount(test) else {
                 return;
             };
             let (received, before) = (server.open(), threads());

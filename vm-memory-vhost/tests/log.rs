@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use test_support::{refuse_calls, returned, skipped, SilentServer};
+use test_support::{refuse_calls, returned, skipped, FuseServer};
 use vm_memory::bitmap::{ArcSlice, AtomicBitmap, Bitmap};
 use vm_memory::dirty::DirtyMemory;
 use vm_memory::iommu::{MarkedIommuMemory, SharedIotlb};
@@ -282,7 +282,7 @@ fn map_of_file_without_shrink_seal_returns_the_file() {
 #[test]
 fn map_of_file_whose_server_is_silent_does_not_ask_it() {
     let test = "map_of_file_whose_server_is_silent_does_not_ask_it";
-    let Some(server) = SilentServer::mount(test) else {
+    let Some(server) = FuseServer::mount(test) else {
         return;
     };
     let file = server.open();

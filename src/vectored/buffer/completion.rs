@@ -49,8 +49,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Drops the buffer without marking it, because no device wrote to it.
     ///
-    /// Use it if the operation was not submitted, or if it failed before its first byte, as with
-    /// `EAGAIN`. If in doubt, drop the buffer.
+    /// Use it if the operation was not submitted, or if a stream returned 0 or `EAGAIN`. A read of
+    /// a file may have written bytes before such a result. If in doubt, drop the buffer.
     pub fn cancel(mut self) {
         self.segments.end_loan();
     }

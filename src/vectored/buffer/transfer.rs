@@ -174,9 +174,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// and is repeated after `EINTR`. Returns the number of bytes read; 0 at the end of the file.
     /// An empty buffer makes no call and also returns 0.
     ///
-    /// Marks all pages of the call dirty, even after a short count or an error, since the storage
-    /// writes whole blocks with `O_DIRECT`. At the end of the file, and after `EAGAIN`, it marks
-    /// nothing.
+    /// Marks all pages of the call dirty, whatever the result. With `O_DIRECT`, the storage writes
+    /// whole blocks, and the parts of a call in any order.
     ///
     /// # Examples
     ///

@@ -240,7 +240,7 @@ fn check_device(steps: Vec<Step>) -> TestCaseResult {
                 let read = buffer.read_from_at(&file, offset).unwrap();
                 prop_assert_eq!(read, left.len().min(len));
                 model.fill(left);
-                model.mark_front(if read == 0 { 0 } else { len });
+                model.mark_front(len);
             }
             Step::Send => send(&buffer, &model, &sockets)?,
             Step::WriteAt(offset) => write_at(&buffer, &model, offset)?,

@@ -9,7 +9,7 @@
 //! | [`HugePages`] | exclusive use of the machine's huge pages |
 //! | [`LazyPages`] | a userfaultfd handler that fills pages from a snapshot |
 //! | [`LockedFile`] | a file whose lock in the kernel another thread holds |
-//! | [`SilentServer`], [`returned`] | a file whose server does not reply; calls that must return |
+//! | [`FuseServer`], [`returned`] | a file whose server fails; calls that must return |
 //! | [`in_own_process`], [`run_again`] | a test that changes or counts what a process has |
 //! | [`record_calls`] | the system calls that a function makes |
 //! | [`CallRecorder`], [`documented_calls`] | compares them with the documentation |
@@ -39,7 +39,7 @@
 // A module imports only from lines above it.
 //
 // ```text
-// wait, emulator, error_chain, files, huge_pages, set_on_drop, silent_server, static_allocator
+// wait, emulator, error_chain, files, huge_pages, set_on_drop, fuse_server, static_allocator
 // system_calls
 // own_process
 // lazy_pages
@@ -48,6 +48,8 @@
 mod emulator;
 mod error_chain;
 mod files;
+#[cfg(target_os = "linux")]
+mod fuse_server;
 mod huge_pages;
 #[cfg(target_os = "linux")]
 mod lazy_pages;
@@ -55,8 +57,6 @@ mod lazy_pages;
 mod locked_file;
 mod own_process;
 mod set_on_drop;
-#[cfg(target_os = "linux")]
-mod silent_server;
 mod static_allocator;
 #[cfg(target_os = "linux")]
 mod system_calls;
@@ -68,6 +68,8 @@ use std::io::Write;
 pub use emulator::emulator;
 pub use error_chain::{assert_causes_printed_once, error_chain};
 pub use files::{temp_file, temp_file_of_len};
+#[cfg(target_os = "linux")]
+pub use fuse_server::{returned, FuseServer, FUSE_FLUSH};
 pub use huge_pages::HugePages;
 #[cfg(target_os = "linux")]
 pub use lazy_pages::LazyPages;
@@ -75,8 +77,6 @@ pub use lazy_pages::LazyPages;
 pub use locked_file::LockedFile;
 pub use own_process::{in_own_process, run_again};
 pub use set_on_drop::SetOnDrop;
-#[cfg(target_os = "linux")]
-pub use silent_server::{returned, SilentServer, FUSE_FLUSH};
 pub use static_allocator::StaticAllocator;
 #[cfg(target_os = "linux")]
 pub use system_calls::{

@@ -1,10 +1,10 @@
-//! [`SilentServer`]: a FUSE file system whose server stops replying.
+//! [`FuseServer`]: a FUSE file system whose server stops replying, or fails a part of a read.
 
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{mpsc, Arc, Mutex};
 use std::time::Duration;
 
@@ -16,24 +16,37 @@ use crate::{skipped, MIB};
 const LOOKUP: u32 = 1;
 const GETATTR: u32 = 3;
 const OPEN: u32 = 14;
+const READ: u32 = 15;
 const INIT: u32 = 26;
+
+/// Flags of its `fuse_init_out`: the kernel sends the parts of a direct read at once.
+const ASYNC_READ: u32 = 1;
+const ASYNC_DIO: u32 = 1 << 15;
 
 /// The FUSE request of close(2), which the kernel sends for each descriptor.
 pub const FUSE_FLUSH: u32 = 25;
 
 /// A mounted FUSE file system of one file, whose server is a thread of this program.
 ///
-/// The server lets the test open the file, and then reads requests without replying. The drop
-/// unmounts the file system: the kernel then ends all requests.
+/// The length of the file is 1 MiB. The drop unmounts the file system: the kernel then ends all
+/// requests.
 #[derive(Debug)]
-pub struct SilentServer {
+pub struct FuseServer {
     directory: tempfile::TempDir,
-    is_silent: Arc<AtomicBool>,
-    /// The opcodes that arrived after the server stopped replying.
-    unanswered: Arc<Mutex<Vec<u32>>>,
+    state: Arc<Mutex<State>>,
 }
 
-impl SilentServer {
+/// The replies of the server.
+#[derive(Debug, Default)]
+struct State {
+    is_silent: bool,
+    /// The opcodes that arrived after the server stopped replying.
+    unanswered: Vec<u32>,
+    /// The error of a read at offset 0. It is 0 for a reply without bytes.
+    first_error: i32,
+}
+
+impl FuseServer {
     /// Mounts the file system. Reports `test` as [skipped] and returns `None` if the system refuses
     /// that.
     pub fn mount(test: &str) -> Option<Self> {
@@ -42,7 +55,7 @@ impl SilentServer {
         let device = device.ok()?;
         let directory = tempfile::tempdir().unwrap();
         let options = format!(
-            "fd={},rootmode=40000,user_id=0,group_id=0\0",
+            "fd={},rootmode=40000,user_id=0,group_id=0,max_read=4096\0",
             device.as_raw_fd()
         );
         let options = CStr::from_bytes_with_nul(options.as_bytes()).unwrap();
@@ -52,31 +65,40 @@ impl SilentServer {
             skipped(test, format!("cannot mount a FUSE file system: {error}"));
             return None;
         }
-        let (is_silent, unanswered) = (Arc::default(), Arc::default());
-        let (silent, log) = (Arc::clone(&is_silent), Arc::clone(&unanswered));
-        std::thread::spawn(move || serve(device, &silent, &log));
-        Some(Self {
-            directory,
-            is_silent,
-            unanswered,
-        })
+        let state = Arc::default();
+        let shared = Arc::clone(&state);
+        std::thread::spawn(move || serve(device, &shared));
+        Some(Self { directory, state })
     }
 
-    /// Opens the file, whose length is 1 MiB. The server then stops replying.
+    /// Opens the file. The server then reads requests without replying.
     pub fn open(&self) -> File {
         let path = self.directory.path().join("file");
         let file = File::options().read(true).write(true).open(path).unwrap();
-        self.is_silent.store(true, Ordering::SeqCst);
+        self.state.lock().unwrap().is_silent = true;
         file
     }
 
-    /// Returns the opcodes of the requests since then, such as [`FUSE_FLUSH`].
+    /// Opens the file with `O_DIRECT`. The kernel reads it in parts of 4 KiB, all at once.
+    ///
+    /// The server replies to the part at offset 0 with `first_error`, or with 0 bytes if that is 0.
+    /// It replies to the others with bytes 0xaa.
+    pub fn open_direct(&self, first_error: i32) -> File {
+        self.state.lock().unwrap().first_error = first_error;
+        let path = self.directory.path().join("file");
+        let mut options = File::options();
+        let options = options.read(true).custom_flags(libc::O_DIRECT);
+        options.open(path).unwrap()
+    }
+
+    /// Returns the opcodes of the requests since the server stopped replying, such as
+    /// [`FUSE_FLUSH`].
     pub fn unanswered(&self) -> Vec<u32> {
-        self.unanswered.lock().unwrap().clone()
+        self.state.lock().unwrap().unanswered.clone()
     }
 }
 
-impl Drop for SilentServer {
+impl Drop for FuseServer {
     fn drop(&mut self) {
         let flags = UnmountFlags::FORCE | UnmountFlags::DETACH;
         let _ = unmount(self.directory.path(), flags);
@@ -84,14 +106,16 @@ impl Drop for SilentServer {
 }
 
 /// Serves requests until the file system is unmounted.
-fn serve(mut device: File, is_silent: &AtomicBool, unanswered: &Mutex<Vec<u32>>) {
+fn serve(mut device: File, state: &Mutex<State>) {
     let mut request = vec![0; 1 << 18];
     while device.read(&mut request).is_ok() {
         let opcode = u32::from_ne_bytes(request[4..8].try_into().unwrap());
-        if is_silent.load(Ordering::SeqCst) {
-            unanswered.lock().unwrap().push(opcode);
+        let mut state = state.lock().unwrap();
+        if state.is_silent {
+            state.unanswered.push(opcode);
             continue;
         }
+        let mut error = 0;
         let number = |n: u32| n.to_ne_bytes().to_vec();
         let attributes = |inode: u64, mode: u32| {
             let mut all: Vec<u8> = [inode, MIB, 8, 0, 0, 0]
@@ -106,21 +130,33 @@ fn serve(mut device: File, is_silent: &AtomicBool, unanswered: &Mutex<Vec<u32>>)
             all
         };
         let reply = match opcode {
-            // Version 7.31, and zeroes for the rest of `fuse_init_out`.
-            INIT => [number(7), number(31), vec![0; 56]].concat(),
+            // Version 7.31, no bytes ahead, the flags, 64 requests at once, 4 KiB for each write,
+            // and zeroes for the rest of `fuse_init_out`.
+            INIT => {
+                let numbers = [7, 31, 0, ASYNC_READ | ASYNC_DIO, 64 << 16 | 64, 4096].map(number);
+                [numbers.concat(), vec![0; 40]].concat()
+            }
             LOOKUP => {
                 let mut entry = vec![0; 40];
                 entry[0] = 2;
                 [entry, attributes(2, 0o100_666)].concat()
             }
+            GETATTR if request[16] == 2 => [vec![0; 16], attributes(2, 0o100_666)].concat(),
             GETATTR => [vec![0; 16], attributes(1, 0o40_755)].concat(),
             OPEN => vec![0; 16],
-            _ => Vec::new(),
+            READ if request[48..56] == [0; 8] => {
+                error = -state.first_error;
+                Vec::new()
+            }
+            READ => vec![0xaa; 4096],
+            _ => {
+                error = -libc::ENOSYS;
+                Vec::new()
+            }
         };
-        let unknown = if reply.is_empty() { -libc::ENOSYS } else { 0 };
         let head = [
             number(16 + reply.len() as u32),
-            unknown.to_ne_bytes().to_vec(),
+            error.to_ne_bytes().to_vec(),
         ]
         .concat();
         let _ = device.write(&[&head, &request[8..16], &reply].concat());
