@@ -83,7 +83,7 @@ use core::slice::from_mut;
 use std::alloc::{handle_alloc_error, Layout};
 use std::collections::TryReserveError;
 
-use super::sync::{fence, try_words, AtomicU64, Ordering, Pairs};
+use super::sync::{fence, swap_pair, try_words, AtomicU64, Ordering};
 use crate::bits::{
     bit_number, bits_between, each_bit, mask, position, summary_slot, words_of, LINE_BITS,
     LINE_WORDS, SUMMARY_BITS, SUMMARY_WORDS, WORD_BITS,
@@ -91,10 +91,7 @@ use crate::bits::{
 
 /// The minimum number of words for which there is a summary. Without one, marks are cheaper, and a
 /// harvest loads so few words quickly.
-#[cfg(not(loom))]
-const SUMMARY_FROM: usize = 1 << 15;
-#[cfg(loom)]
-const SUMMARY_FROM: usize = LINE_WORDS;
+const SUMMARY_FROM: usize = if cfg!(loom) { LINE_WORDS } else { 1 << 15 };
 
 /// Bits that threads set and harvest at the same time.
 pub(super) struct Marks {
@@ -193,14 +190,10 @@ impl Marks {
         fence(Ordering::SeqCst);
         let ((first_word, first_bit), (last_word, last_bit)) = (position(first), position(last));
         let words = self.words.get(first_word..=last_word).unwrap_or_default();
-        let is_set = match words {
-            [head, middle @ .., tail] => {
-                has_bits(head, bits_between(first_bit, 1 << (WORD_BITS - 1)))
-                    && has_bits(tail, bits_between(1, last_bit))
-                    && all_are(middle, u64::MAX)
-            }
-            _ => false,
-        };
+        let is_set = matches!(words, [head, middle @ .., tail]
+            if has_bits(head, bits_between(first_bit, 1 << (WORD_BITS - 1)))
+                && has_bits(tail, bits_between(1, last_bit))
+                && all_are(middle, u64::MAX));
         if !is_set || !self.summary.is_empty() {
             self.mark_missing(first, last, is_set);
         }
@@ -254,7 +247,6 @@ impl Marks {
     fn clear(&self, range: Range<usize>, words: &mut [u64], lines: &mut [u64]) {
         let all = self.words.len().saturating_mul(WORD_BITS);
         let range = range.start..range.end.min(all);
-        let pairs = Pairs::new();
         let mut blocks = words.chunks_mut(SUMMARY_WORDS);
         let mut summary = lines.iter_mut();
         for (slot, lines) in words_of(range.start / LINE_BITS..range.end.div_ceil(LINE_BITS)) {
@@ -269,7 +261,7 @@ impl Marks {
             let candidates = self.harvest_summary(slot, whole) | (lines & !whole);
             // `words` has all words of these lines.
             let direct = candidates & whole & mask(0, words.len() / LINE_WORDS);
-            let mut found = harvest_lines(block, direct, words, pairs);
+            let mut found = harvest_lines(block, direct, words);
             for number in each_bit(candidates & !direct) {
                 let line = number.saturating_mul(LINE_BITS);
                 let bits = part.start.max(line)..part.end.min(line.saturating_add(LINE_BITS));
@@ -300,25 +292,20 @@ impl Marks {
     /// Bits that other threads set or clear in the meantime may be counted or not.
     pub(super) fn count(&self, range: Range<usize>) -> usize {
         let end = range.end.min(self.words.len().saturating_mul(WORD_BITS));
-        let lines = range.start / LINE_BITS..end.div_ceil(LINE_BITS);
-        let mut count = 0usize;
-        for (slot, lines) in words_of(lines) {
+        let slots = words_of(range.start / LINE_BITS..end.div_ceil(LINE_BITS));
+        let lines = slots.flat_map(|(slot, lines)| {
             // A line whose bit is clear has no completed mark.
-            let marked = match self.summary.get(slot) {
-                Some(word) => word.load(Ordering::Relaxed) & lines,
-                None => lines,
-            };
-            for line in each_bit(marked) {
-                let line = slot.saturating_mul(WORD_BITS).saturating_add(line);
-                let first = line.saturating_mul(LINE_BITS);
-                let inside = first.max(range.start)..first.saturating_add(LINE_BITS).min(end);
-                for (word, bits) in words_of(inside) {
-                    let found = bits & self.word(word);
-                    count = count.saturating_add(bit_number(found.count_ones()));
-                }
-            }
-        }
-        count
+            let summary = self.summary.get(slot);
+            let marked = summary.map_or(u64::MAX, |word| word.load(Ordering::Relaxed));
+            each_bit(lines & marked).map(move |line| slot.saturating_mul(WORD_BITS) | line)
+        });
+        let words = lines.flat_map(|line| {
+            let first = line.saturating_mul(LINE_BITS);
+            words_of(first.max(range.start)..first.saturating_add(LINE_BITS).min(end))
+        });
+        words
+            .map(|(word, bits)| bit_number((bits & self.word(word)).count_ones()))
+            .sum()
     }
 
     /// Sets the marks in `other` as well, moved up by `first` words.
@@ -380,7 +367,7 @@ fn all_are(words: &[AtomicU64], bits: u64) -> bool {
 ///
 /// Out of line, because the loop needs all registers.
 #[inline(never)]
-fn harvest_lines(block: &[AtomicU64], which: u64, words: &mut [u64], pairs: Pairs) -> u64 {
+fn harvest_lines(block: &[AtomicU64], which: u64, words: &mut [u64]) -> u64 {
     let mut found = 0;
     let block = block.as_chunks::<LINE_WORDS>().0;
     let words = words.as_chunks_mut::<LINE_WORDS>().0;
@@ -391,20 +378,15 @@ fn harvest_lines(block: &[AtomicU64], which: u64, words: &mut [u64], pairs: Pair
         if all_are(line, 0) {
             continue;
         }
-        let mut any = 0;
+        found |= position(number).1;
         for (pair, words) in line.as_chunks().0.iter().zip(words.as_chunks_mut().0) {
-            let [low, high] = pair;
-            let seen = [load(low), load(high)];
+            let seen = pair.each_ref().map(load);
             if seen != [0, 0] {
-                let [low, high] = pairs.swap(pair, seen);
-                any |= low | high;
+                let [low, high] = swap_pair(pair, seen);
                 let [low_word, high_word] = words;
                 *low_word |= low;
                 *high_word |= high;
             }
-        }
-        if any != 0 {
-            found |= position(number).1;
         }
     }
     found

@@ -11,10 +11,10 @@ use crate::zeroed::try_zeroed;
 pub(crate) use core::sync::atomic::{fence, AtomicU64};
 pub(crate) use core::sync::atomic::{AtomicU8, Ordering};
 #[cfg(test)]
-pub(crate) use counted::{fence, AtomicU64, Pairs};
+pub(crate) use counted::{fence, swap_pair, AtomicU64};
 
 #[cfg(not(test))]
-pub(crate) use super::pair::Pairs;
+pub(crate) use super::pair::swap_pair;
 
 /// Creates `count` words that are 0, or returns an error if memory runs out.
 #[cfg(not(test))]
@@ -68,18 +68,9 @@ pub(crate) mod counted {
         });
     }
 
-    /// Swaps pairs word by word.
-    #[derive(Clone, Copy, Debug)]
-    pub(crate) struct Pairs;
-
-    impl Pairs {
-        pub(crate) fn new() -> Self {
-            Self
-        }
-
-        pub(crate) fn swap(self, pair: &[AtomicU64; 2], _seen: [u64; 2]) -> [u64; 2] {
-            pair.each_ref().map(|word| word.swap(0, Ordering::SeqCst))
-        }
+    /// Swaps a pair word by word.
+    pub(crate) fn swap_pair(pair: &[AtomicU64; 2], _seen: [u64; 2]) -> [u64; 2] {
+        pair.each_ref().map(|word| word.swap(0, Ordering::SeqCst))
     }
 
     #[derive(Debug)]

@@ -2,12 +2,8 @@
 
 use super::WORD_BITS;
 
-/// The number of words in a line.
-#[cfg(not(loom))]
-pub(crate) const LINE_WORDS: usize = 8;
-/// The number of words in a line of a loom model, which must stay small.
-#[cfg(loom)]
-pub(crate) const LINE_WORDS: usize = 2;
+/// The number of words in a line. A loom model must stay small.
+pub(crate) const LINE_WORDS: usize = if cfg!(loom) { 2 } else { 8 };
 
 /// The number of bits in a line.
 pub(crate) const LINE_BITS: usize = LINE_WORDS * WORD_BITS;

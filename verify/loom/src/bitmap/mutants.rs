@@ -127,7 +127,7 @@ fn s_or_h_weakened_loses_a_page() {
         &[Relaxed, AcqRel],
     );
     each_fails(
-        marks("pairs.swap(pair, seen)"),
+        marks("swap_pair(pair, seen)"),
         models::set_during_harvest_loses_no_page,
         &[InTwo],
     );

@@ -85,31 +85,22 @@ impl AtomicU64 {
     }
 }
 
-/// Swaps pairs word by word, which has more interleavings than one operation on both.
-#[derive(Clone, Copy)]
-pub(crate) struct Pairs;
-
-impl Pairs {
-    pub(crate) fn new() -> Self {
-        Self
-    }
-
-    #[track_caller]
-    pub(crate) fn swap(self, pair: &[AtomicU64; 2], seen: [u64; 2]) -> [u64; 2] {
-        let [low, high] = pair;
-        let [seen_low, seen_high] = seen;
-        let low = if seen_low == 0 {
-            0
-        } else {
-            low.swap(0, Ordering::SeqCst)
-        };
-        let high = if seen_high == 0 {
-            0
-        } else {
-            high.swap(0, Ordering::SeqCst)
-        };
-        [low, high]
-    }
+/// Swaps a pair word by word, which has more interleavings than one operation on both.
+#[track_caller]
+pub(crate) fn swap_pair(pair: &[AtomicU64; 2], seen: [u64; 2]) -> [u64; 2] {
+    let [low, high] = pair;
+    let [seen_low, seen_high] = seen;
+    let low = if seen_low == 0 {
+        0
+    } else {
+        low.swap(0, Ordering::SeqCst)
+    };
+    let high = if seen_high == 0 {
+        0
+    } else {
+        high.swap(0, Ordering::SeqCst)
+    };
+    [low, high]
 }
 
 /// Creates `count` words that are 0.
