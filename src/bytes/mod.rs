@@ -175,14 +175,12 @@ pub trait Bytes<A> {
     ///
     /// Returns an error if the container or the source ends, or a read fails, before all bytes are
     /// moved. The bytes before that may have been moved.
-    fn read_exact_volatile_from<F>(
+    fn read_exact_volatile_from<F: ReadVolatile>(
         &self,
         addr: A,
         src: &mut F,
         count: usize,
-    ) -> Result<(), Self::E>
-    where
-        F: ReadVolatile;
+    ) -> Result<(), Self::E>;
 
     /// Writes up to `count` bytes of the container at `addr` to `dst`. Returns their number.
     ///

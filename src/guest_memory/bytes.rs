@@ -136,7 +136,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     where
         F: ReadVolatile,
     {
-        let read = |segment: VolatileSlice<'_, _>, moved: &mut usize| {
+        let read = |segment: Segment<'_, T>, moved: &mut usize| {
             *moved = read_once(src, &segment)?;
             Ok(())
         };
@@ -150,23 +150,21 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     /// - [`Error::PartialBuffer`] with the count, if the source ended, or if bytes were moved
     ///   before it failed or before a hole.
     /// - Otherwise the error of the source, or of the first address.
-    fn read_exact_volatile_from<F>(
+    fn read_exact_volatile_from<F: ReadVolatile>(
         &self,
         addr: GuestAddress,
         src: &mut F,
         count: usize,
-    ) -> Result<()>
-    where
-        F: ReadVolatile,
-    {
-        let read = |segment: VolatileSlice<'_, _>, moved: &mut usize| {
+    ) -> Result<()> {
+        let read = |segment: Segment<'_, T>, moved: &mut usize| {
             repeat_until_full(&segment, moved, |rest| {
                 let part = first_part(rest);
                 // A stream may claim to have moved more than it was given.
                 Ok(read_once(src, &part)?.min(part.len()))
             })
         };
-        scattered(self, (addr, count, Permissions::Write), read).all()
+        let range = (addr, count, Permissions::Write);
+        all_of(count, scattered(self, range, read).count()?)
     }
 
     /// Writes the range to a target that may accept a few bytes at a time.
@@ -179,7 +177,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     where
         F: WriteVolatile,
     {
-        let write = |segment: VolatileSlice<'_, _>, moved: &mut usize| {
+        let write = |segment: Segment<'_, T>, moved: &mut usize| {
             repeat_until_full(&segment, moved, |rest| {
                 match retry_interrupted(|| dst.write_volatile(rest))? {
                     0 => Err(write_zero()),
@@ -244,6 +242,9 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     }
 }
 
+/// A contiguous part of the memory.
+type Segment<'a, M> = VolatileSlice<'a, BS<'a, <M as GuestMemory>::Bitmap>>;
+
 /// The address and length of a range, and the permission that its access needs.
 type Range = (GuestAddress, usize, Permissions);
 
@@ -264,18 +265,12 @@ impl Progress {
         }
     }
 
-    /// Returns `Ok` if all bytes were moved.
-    #[inline]
-    fn all(self) -> Result<()> {
-        all_of(self.expected, self.count()?)
-    }
-
-    /// Like [`all`](Self::all), but returns a fault even if bytes were moved before it.
+    /// Returns `Ok` if all bytes were moved. Returns a fault even if bytes were moved before it.
     #[inline]
     fn all_or_fault(self) -> Result<()> {
         match self.error {
             Some(error @ Error::IOError(_)) => Err(error),
-            _ => self.all(),
+            _ => all_of(self.expected, self.count()?),
         }
     }
 }
@@ -314,7 +309,7 @@ fn all_of(expected: usize, completed: usize) -> Result<()> {
 fn contiguous<M: GuestMemory + ?Sized>(
     memory: &M,
     range: Range,
-    transfer: impl for<'s> FnOnce(&VolatileSlice<'s, BS<'s, M::Bitmap>>) -> volatile_memory::Result<()>,
+    transfer: impl for<'s> FnOnce(&Segment<'s, M>) -> volatile_memory::Result<()>,
 ) -> Result<bool> {
     contiguous_with::<M, ()>(memory, range, transfer).map(|ran| ran.is_some())
 }
@@ -328,7 +323,7 @@ fn contiguous<M: GuestMemory + ?Sized>(
 fn contiguous_with<M: GuestMemory + ?Sized, N: Default>(
     memory: &M,
     (addr, count, access): Range,
-    transfer: impl for<'s> FnOnce(&VolatileSlice<'s, BS<'s, M::Bitmap>>) -> volatile_memory::Result<()>,
+    transfer: impl for<'s> FnOnce(&Segment<'s, M>) -> volatile_memory::Result<()>,
 ) -> Result<Option<N>> {
     let mut failure = None;
     let ran = memory.with_contiguous_slice(
@@ -361,17 +356,12 @@ fn only_segment<'a, M: GuestMemory + ?Sized, T>(
     addr: GuestAddress,
     count: usize,
     access: Permissions,
-    transfer: impl FnOnce(&VolatileSlice<'a, BS<'a, M::Bitmap>>) -> volatile_memory::Result<T>,
+    transfer: impl FnOnce(&Segment<'a, M>) -> volatile_memory::Result<T>,
 ) -> Result<T> {
     let mut segments = memory.get_slices(addr, count, access)?;
-    match segments.next() {
-        Some(Ok(slice)) if slice.len() == count => {
-            transfer(&slice).map_err(|error| located(error, addr, slice.as_mut_ptr(), slice.len()))
-        }
-        Some(Err(error)) => Err(error),
-        // The range is scattered, or ends in a hole.
-        _ => Err(Error::InvalidBackendAddress),
-    }
+    let first = segments.next().ok_or(Error::InvalidBackendAddress)??;
+    // If the range is scattered, or ends in a hole, the segment is too short for the access.
+    transfer(&first).map_err(|error| located(error, addr, first.as_mut_ptr(), first.len()))
 }
 
 /// Runs `transfer` on each segment of the range, until one is not moved completely.
@@ -385,10 +375,7 @@ fn only_segment<'a, M: GuestMemory + ?Sized, T>(
 fn scattered<'a, M: GuestMemory + ?Sized>(
     memory: &'a M,
     (addr, count, access): Range,
-    mut transfer: impl FnMut(
-        VolatileSlice<'a, BS<'a, M::Bitmap>>,
-        &mut usize,
-    ) -> volatile_memory::Result<()>,
+    mut transfer: impl FnMut(Segment<'a, M>, &mut usize) -> volatile_memory::Result<()>,
 ) -> Progress {
     let mut progress = Progress {
         expected: count,
