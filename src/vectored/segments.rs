@@ -61,6 +61,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     /// Appends slices up to the end, the first error, or a total of `limit` segments.
     ///
     /// Returns whether all slices were appended. The slices before an error stay.
+    #[inline]
     pub(super) fn gather(
         &mut self,
         slices: &mut impl GuestMemorySliceIterator<'a, S>,
