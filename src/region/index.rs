@@ -1,9 +1,9 @@
 //! [`RegionIndex`]: the regions of a collection, and the search by address.
 
-use core::slice;
+use core::{iter, slice};
 use std::sync::Arc;
 
-use super::list::{split, RegionList};
+use super::list::{joined, RegionList};
 use super::table::BucketTable;
 use super::GuestMemoryRegion;
 use crate::guest_memory::GuestAddress;
@@ -17,13 +17,10 @@ use crate::guest_memory::GuestAddress;
 /// access reads the start and the length from the region, which it reads in any case.
 #[derive(Debug)]
 pub(super) enum RegionIndex<R> {
-    /// A single region needs one comparison and no allocation.
-    One {
-        start: GuestAddress,
-        /// The length of the region below 2^64.
-        len: u64,
-        region: Arc<R>,
-    },
+    /// A single region, with its start, and its length below 2^64.
+    ///
+    /// It needs one comparison and no allocation.
+    One(GuestAddress, u64, Arc<R>),
     /// No region, or at least two.
     ///
     /// ```text
@@ -33,18 +30,12 @@ pub(super) enum RegionIndex<R> {
     ///
     /// To find an address, the [table](BucketTable) guesses a region. If that region does not
     /// contain the address, a binary search decides.
-    Many {
-        regions: RegionList<R>,
-        table: BucketTable,
-    },
+    Many(RegionList<R>, BucketTable),
 }
 
 impl<R> Default for RegionIndex<R> {
     fn default() -> Self {
-        Self::Many {
-            regions: RegionList::default(),
-            table: BucketTable::default(),
-        }
+        Self::Many(RegionList::default(), BucketTable::new(iter::empty()))
     }
 }
 
@@ -53,15 +44,8 @@ impl<R> Clone for RegionIndex<R> {
     #[inline(always)]
     fn clone(&self) -> Self {
         match self {
-            Self::One { start, len, region } => Self::One {
-                start: *start,
-                len: *len,
-                region: Arc::clone(region),
-            },
-            Self::Many { regions, table } => Self::Many {
-                regions: regions.clone(),
-                table: table.clone(),
-            },
+            Self::One(start, len, region) => Self::One(*start, *len, Arc::clone(region)),
+            Self::Many(regions, table) => Self::Many(regions.clone(), table.clone()),
         }
     }
 }
@@ -82,8 +66,8 @@ impl<R> RegionIndex<R> {
     #[inline(always)]
     fn list(&self) -> &[Arc<R>] {
         match self {
-            Self::One { region, .. } => core::slice::from_ref(region),
-            Self::Many { regions, .. } => regions,
+            Self::One(_, _, region) => slice::from_ref(region),
+            Self::Many(regions, _) => regions,
         }
     }
 }
@@ -94,58 +78,41 @@ impl<R: GuestMemoryRegion> RegionIndex<R> {
     pub(super) fn from_sorted(regions: Vec<Arc<R>>) -> Self {
         match <[Arc<R>; 1]>::try_from(regions) {
             Ok([only]) => Self::one(only),
-            Err(regions) => Self::many(regions.into()),
+            Err(regions) => Self::many(RegionList::new(regions)),
         }
     }
 
-    /// Returns the [rank](Self::rank) of a new region, or `None` if it overlaps one of the index.
+    /// Returns the [rank] of a new region, or `None` if it overlaps one of the index.
     pub(super) fn rank_of_new(&self, new: &R) -> Option<usize> {
-        let rank = self.rank(new.start_addr());
+        let rank = rank(self.list(), new.start_addr());
         let (before, after) = self.list().split_at_checked(rank)?;
         // The regions do not overlap each other: only a neighbour can overlap the new one.
-        let overlaps = before
-            .last()
-            .is_some_and(|before| last_addr(&**before) >= new.start_addr())
-            || after
-                .first()
-                .is_some_and(|after| last_addr(new) >= after.start_addr());
-        (!overlaps).then_some(rank)
+        let overlap = |low: &R, high: &R| last_addr(low) >= high.start_addr();
+        let is_free = !before.last().is_some_and(|before| overlap(before, new))
+            && !after.first().is_some_and(|after| overlap(new, after));
+        is_free.then_some(rank)
     }
 
-    /// Returns an index with a new region of that [rank](Self::rank).
-    pub(super) fn inserted(&self, rank: usize, new: Arc<R>) -> Self {
-        let start = new.start_addr();
-        let (regions, table) = match self {
-            Self::Many { regions, .. } if regions.is_empty() => return Self::one(new),
-            Self::Many { regions, table } => (regions.inserted(rank, new), Some(table)),
-            Self::One { region, .. } => {
-                let (before, after) = split(slice::from_ref(region), rank);
-                (RegionList::few(before, Some(new), after), None)
-            }
-        };
-        let last = regions.last().map_or(start, |last| last.start_addr());
-        match table.and_then(|table| table.inserted(start.0, last.0, regions.len())) {
-            Some(table) => Self::Many { regions, table },
-            None => Self::many(regions),
-        }
-    }
-
-    /// Returns an index without the region of that number.
+    /// Returns an index with a new region of that [rank], or without the region of that number.
     #[inline(always)]
-    pub(super) fn removed(&self, number: usize) -> Self {
-        let Self::Many { regions, table } = self else {
-            return Self::default();
-        };
-        let Some(removed) = regions.get(number) else {
+    pub(super) fn changed(&self, number: usize, new: Option<Arc<R>>) -> Self {
+        let (list, change) = (self.list(), if new.is_some() { 1 } else { -1 });
+        let Some(changed) = new.as_ref().or(list.get(number)) else {
             return self.clone();
         };
-        if let ([only, _], 1) | ([_, only], 0) = (&**regions, number) {
-            return Self::one(Arc::clone(only));
-        }
-        let start = removed.start_addr();
-        let regions = regions.removed(number);
-        match table.removed(number, start.0, regions.len()) {
-            Some(table) => Self::Many { regions, table },
+        let start = changed.start_addr();
+        let (regions, table) = match (list, number, new, self) {
+            ([], _, Some(only), _) => return Self::one(only),
+            ([_], _, None, _) => return Self::default(),
+            ([only, _], 1, None, _) | ([_, only], 0, None, _) => {
+                return Self::one(Arc::clone(only))
+            }
+            (_, _, new, Self::One(..)) => (RegionList::from_chunk(joined(list, number, new)), None),
+            (_, _, new, Self::Many(regions, table)) => (regions.changed(number, new), Some(table)),
+        };
+        let last = regions.last().map_or(start, |last| last.start_addr());
+        match table.and_then(|table| table.changed(start.0, change, last.0, regions.len())) {
+            Some(table) => Self::Many(regions, table),
             None => Self::many(regions),
         }
     }
@@ -154,17 +121,15 @@ impl<R: GuestMemoryRegion> RegionIndex<R> {
     fn one(region: Arc<R>) -> Self {
         let start = region.start_addr();
         // A region of a third party may claim addresses past 2^64. They do not exist.
-        let len = region
-            .len()
-            .min(u64::MAX.saturating_sub(start.0).saturating_add(1));
-        Self::One { start, len, region }
+        let rest = u64::MAX.saturating_sub(start.0).saturating_add(1);
+        Self::One(start, region.len().min(rest), region)
     }
 
     /// Creates an index of several regions.
     #[inline(always)]
     fn many(regions: RegionList<R>) -> Self {
         let table = BucketTable::new(regions.iter().map(|region| region.start_addr().0));
-        Self::Many { regions, table }
+        Self::Many(regions, table)
     }
 
     /// Returns the region that starts at `addr`, and its number.
@@ -172,7 +137,7 @@ impl<R: GuestMemoryRegion> RegionIndex<R> {
         let number = match self.find_number(addr) {
             Some((number, _)) => number,
             // No address is in an empty region.
-            None => self.rank(addr).checked_sub(1)?,
+            None => rank(self.list(), addr).checked_sub(1)?,
         };
         let region = self.list().get(number)?;
         (region.start_addr() == addr).then_some((number, region))
@@ -210,10 +175,10 @@ impl<R: GuestMemoryRegion> RegionIndex<R> {
     #[inline(always)]
     fn find_number(&self, addr: GuestAddress) -> Option<(usize, &R)> {
         match self {
-            Self::One { start, len, region } => {
+            Self::One(start, len, region) => {
                 (addr.0.wrapping_sub(start.0) < *len).then_some((0, region))
             }
-            Self::Many { regions, table } => {
+            Self::Many(regions, table) => {
                 let number = table.guess(addr.0);
                 match regions.get(number) {
                     Some(region) if contains(&**region, addr) => Some((number, region)),
@@ -221,11 +186,6 @@ impl<R: GuestMemoryRegion> RegionIndex<R> {
                 }
             }
         }
-    }
-
-    /// Returns the number of regions that start at `addr` or below.
-    fn rank(&self, addr: GuestAddress) -> usize {
-        rank(self.list(), addr)
     }
 }
 
@@ -341,7 +301,7 @@ mod tests {
 
     #[test]
     fn removed_last_region_leaves_empty_index() {
-        let index = index([(0, 1), (2, 1)]).removed(0).removed(0);
+        let index = index([(0, 1), (2, 1)]).changed(0, None).changed(0, None);
         assert_eq!(index.len(), 0);
         assert_eq!(found(&index, 0), None);
     }
@@ -370,12 +330,12 @@ mod tests {
                     .filter(|_| next() % 400 > step as u64)
                 {
                     present.insert(position, (start, new.len));
-                    grown = grown.inserted(rank, new);
+                    grown = grown.changed(rank, Some(new));
                 } else if !present.is_empty() {
                     let (start, _) = present.remove(next() as usize % present.len());
                     let (number, _) = grown.starting_at(GuestAddress(start)).unwrap();
                     let removed = Arc::downgrade(&grown.list()[number]);
-                    grown = grown.removed(number);
+                    grown = grown.changed(number, None);
                     assert!(removed.upgrade().is_none(), "{spread} {step}: leaked");
                 }
                 assert_eq!(grown.len(), present.len());
@@ -422,7 +382,7 @@ mod tests {
                 let at = at.index(regions.len());
                 let (start, len) = &mut regions[at];
                 if let Some((number, _)) = index.starting_at(*start) {
-                    index = index.removed(number);
+                    index = index.changed(number, None);
                     *len = 0;
                 }
             }

@@ -5,7 +5,6 @@ use core::iter;
 use core::mem::{ManuallyDrop, MaybeUninit};
 use core::ops::Deref;
 use core::ptr::NonNull;
-use core::slice;
 use std::sync::Arc;
 
 /// An immutable list of shared regions, which is a slice for lookups.
@@ -19,8 +18,8 @@ use std::sync::Arc;
 ///   chunks    │ A, B, C   │ D, E, F, G    │ ...   each with a counter, and counted regions
 /// ```
 ///
-/// A change replaces one or two chunks. It increments the counters of the regions in them, and of
-/// each other chunk. It copies `regions` as plain memory.
+/// A change replaces one chunk by none, one or two. It increments the counters of the regions in
+/// it, and of each other chunk. It copies `regions` as plain memory.
 pub(super) struct RegionList<R> {
     /// The slice of `owner` that lists all regions.
     regions: NonNull<[Arc<R>]>,
@@ -37,9 +36,6 @@ type Chunk<R> = Arc<[Arc<R>]>;
 /// `remove_region` of bench/rows.md measure chunks of 16.
 const MOST: usize = 16;
 
-/// The minimum number of regions in each of several chunks.
-const FEWEST: usize = 4;
-
 enum Owner<R> {
     /// No region. A shared empty chunk would have a counter.
     None,
@@ -48,7 +44,7 @@ enum Owner<R> {
     Chunks(Arc<Chunks<R>>),
 }
 
-/// Several chunks, each of [`FEWEST`] to [`MOST`] regions.
+/// Several chunks, each of at least one region, and of at most [`MOST`].
 struct Chunks<R> {
     chunks: Vec<Chunk<R>>,
     /// Copies of the pointers in `chunks`, in the same order. They are not counted.
@@ -106,16 +102,15 @@ impl<R: fmt::Debug> fmt::Debug for RegionList<R> {
     }
 }
 
-impl<R> From<Vec<Arc<R>>> for RegionList<R> {
-    fn from(regions: Vec<Arc<R>>) -> Self {
+impl<R> RegionList<R> {
+    /// Creates a list of these regions.
+    pub(super) fn new(regions: Vec<Arc<R>>) -> Self {
         match regions.len() {
             0..=MOST => Self::from_chunk(regions.into()),
             _ => Self::from_chunks(cut(regions).collect()),
         }
     }
-}
 
-impl<R> RegionList<R> {
     /// Creates a list of up to [`MOST`] regions.
     #[inline(always)]
     pub(super) fn from_chunk(chunk: Chunk<R>) -> Self {
@@ -140,84 +135,51 @@ impl<R> RegionList<R> {
         }
     }
 
-    /// Creates a list of at most [`MOST`] regions: some, a new one if any, and more.
+    /// Returns the list with `new` at the place `at`, or without the region there.
     #[inline(always)]
-    pub(super) fn few(before: &[Arc<R>], new: Option<Arc<R>>, after: &[Arc<R>]) -> Self {
-        Self::from_chunk(joined(before, new, after))
-    }
-
-    /// Returns the list with `new` before the region of that number, or at the end.
-    pub(super) fn inserted(&self, number: usize, new: Arc<R>) -> Self {
-        let (before, after) = split(self, number);
-        match self.len() {
-            0..MOST => Self::few(before, Some(new), after),
-            _ => self.changed(number, 0, Some(new)),
+    pub(super) fn changed(&self, at: usize, new: Option<Arc<R>>) -> Self {
+        let most = if new.is_some() { MOST - 1 } else { MOST + 1 };
+        if self.len() <= most {
+            Self::from_chunk(joined(self, at, new))
+        } else {
+            self.with_changed_chunk(at, new)
         }
     }
 
-    /// Returns the list without the region of that number.
-    #[inline(always)]
-    pub(super) fn removed(&self, number: usize) -> Self {
-        let (before, from) = split(self, number);
-        let after = from.get(1..).unwrap_or_default();
-        match before.len().saturating_add(after.len()) {
-            0..=MOST => Self::few(before, None, after),
-            _ => self.changed(number, 1, None),
-        }
-    }
-
-    /// Returns the list with `new` in place of the `old` regions, none or one, that follow `at`.
-    fn changed(&self, at: usize, old: usize, new: Option<Arc<R>>) -> Self {
-        let chunks = match &self.owner {
-            Owner::None => &[],
-            Owner::Chunk(chunk) => slice::from_ref(chunk),
-            Owner::Chunks(owner) => &owner.chunks,
+    /// Does what [`changed`](Self::changed) does, and shares the other chunks.
+    fn with_changed_chunk(&self, at: usize, new: Option<Arc<R>>) -> Self {
+        let mut chunks = match &self.owner {
+            Owner::None => Vec::new(),
+            Owner::Chunk(chunk) => vec![Arc::clone(chunk)],
+            Owner::Chunks(owner) => owner.chunks.clone(),
         };
-        // The last chunk that begins at the change or before it.
-        let (mut number, mut start) = (0usize, 0usize);
-        for (next, chunk) in (1..chunks.len()).zip(chunks) {
-            let end = start.saturating_add(chunk.len());
-            if end > at {
+        // A new region may follow the last one of a chunk.
+        let (removed, mut number, mut place) = (usize::from(new.is_none()), 0usize, at);
+        while let Some(chunk) = chunks.get(number) {
+            if place.saturating_add(removed) <= chunk.len() {
+                let mut changed = Vec::with_capacity(MOST + 1);
+                changed.extend_from_slice(chunk);
+                match new {
+                    Some(new) => changed.insert(place, new),
+                    None => drop(changed.remove(place)),
+                }
+                chunks.splice(number..=number, cut(changed));
                 break;
             }
-            (number, start) = (next, end);
+            number = number.saturating_add(1);
+            place = place.saturating_sub(chunk.len());
         }
-        let (mut before, from) = chunks.split_at_checked(number).unwrap_or_default();
-        let Some((chunk, mut after)) = from.split_first() else {
-            return self.clone();
-        };
-        let (head, from) = split(chunk, at.saturating_sub(start));
-        let mut replaced = Vec::with_capacity(chunk.len().saturating_add(1));
-        replaced.extend_from_slice(head);
-        replaced.extend(new);
-        replaced.extend_from_slice(from.get(old..).unwrap_or_default());
-        if replaced.len() < FEWEST {
-            if let Some((next, others)) = after.split_first() {
-                replaced.extend_from_slice(next);
-                after = others;
-            } else if let Some((previous, others)) = before.split_last() {
-                replaced.splice(..0, previous.iter().cloned());
-                before = others;
-            }
-        }
-        let chunks = (before.iter().cloned())
-            .chain(cut(replaced))
-            .chain(after.iter().cloned());
-        Self::from_chunks(chunks.collect())
+        Self::from_chunks(chunks)
     }
 }
 
-/// Returns the first `at` regions, and the others.
-#[inline(always)]
-pub(super) fn split<R>(regions: &[Arc<R>], at: usize) -> (&[Arc<R>], &[Arc<R>]) {
-    regions.split_at_checked(at).unwrap_or((regions, &[]))
-}
-
-/// Creates a chunk of some regions, a new one if any, and more.
+/// Creates a chunk of the regions, with `new` at the place `at`, or without the region there.
 ///
-/// Collecting an iterator would take longer: the iterator is moved in memory several times.
+/// Collecting an iterator would take longer: each step checks which part of it is next.
 #[inline(always)]
-fn joined<R>(before: &[Arc<R>], new: Option<Arc<R>>, after: &[Arc<R>]) -> Chunk<R> {
+pub(super) fn joined<R>(regions: &[Arc<R>], at: usize, new: Option<Arc<R>>) -> Chunk<R> {
+    let (before, from) = regions.split_at_checked(at).unwrap_or((regions, &[]));
+    let after = from.get(usize::from(new.is_none())..).unwrap_or_default();
     let ends = before.len().saturating_add(after.len());
     let chunk = Arc::new_uninit_slice(ends.saturating_add(usize::from(new.is_some())));
     // SAFETY: `chunk` was allocated above, and this is the only reference to its content. It is
@@ -260,6 +222,7 @@ fn cut<R>(regions: Vec<Arc<R>>) -> impl Iterator<Item = Chunk<R>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use core::slice;
 
     impl<R> RegionList<R> {
         /// Checks the lengths of the chunks, and that they own the regions.
@@ -277,7 +240,7 @@ mod tests {
                     assert!(self.len() > MOST, "{} regions in chunks", self.len());
                     for chunk in &owner.chunks {
                         let len = chunk.len();
-                        assert!((FEWEST..=MOST).contains(&len), "a chunk of {len}");
+                        assert!((1..=MOST).contains(&len), "a chunk of {len}");
                     }
                     &owner.chunks
                 }
@@ -293,16 +256,16 @@ mod tests {
     }
 
     #[test]
-    fn from_any_number_of_regions_cuts_even_chunks() {
+    fn new_with_any_number_of_regions_cuts_even_chunks() {
         for len in [0, 1, MOST, MOST + 1, 2 * MOST, 2 * MOST + 1, 31 * MOST + 1] {
             let regions: Vec<_> = (0..len).map(Arc::new).collect();
-            assert_lists(&regions.into(), &(0..len).collect::<Vec<_>>());
+            assert_lists(&RegionList::new(regions), &(0..len).collect::<Vec<_>>());
         }
     }
 
     /// Grows lists and empties them: at random places, at the start, at the end.
     #[test]
-    fn inserted_and_removed_anywhere_keep_balanced_chunks() {
+    fn changed_anywhere_keeps_small_chunks() {
         let mut random = 1u64;
         let mut below = |bound: usize| {
             random = random
@@ -327,12 +290,12 @@ mod tests {
                 if step < most {
                     let at = place(grow, model.len() + 1);
                     model.insert(at, step);
-                    list = list.inserted(at, Arc::new(step));
+                    list = list.changed(at, Some(Arc::new(step)));
                 } else {
                     let at = place(shrink, model.len());
                     let removed = Arc::downgrade(&list[at]);
                     model.remove(at);
-                    list = list.removed(at);
+                    list = list.changed(at, None);
                     assert!(removed.upgrade().is_some(), "the old list has it");
                     assert_lists(&old, &old_model);
                     drop(old);
@@ -348,9 +311,9 @@ mod tests {
     fn dropped_last_clone_drops_each_region_once() {
         for len in [3, 100] {
             let regions: Vec<_> = (0..len).map(Arc::new).collect();
-            let list = RegionList::from(regions.clone());
+            let list = RegionList::new(regions.clone());
             let clone = list.clone();
-            let changed = list.removed(1);
+            let changed = list.changed(1, None);
             drop(list);
             let counts = || regions.iter().map(Arc::strong_count);
             assert!(counts().all(|count| count > 1));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::convert::{to_u64, to_usize};
+use crate::convert::to_usize;
 
 /// A table from ranges of addresses, the buckets, to numbers of regions.
 ///
@@ -40,8 +40,6 @@ enum Numbers {
 /// The number of regions up to which the table is stored in place.
 const FEW: usize = 8;
 const FEW_BUCKETS: usize = 16;
-const FEW_LAST: u64 = 15;
-const FEW_BITS: u64 = 4;
 
 /// The number of buckets per region in a new table: most buckets contain the start of one region or
 /// of none.
@@ -50,22 +48,11 @@ const BUCKETS_PER_REGION: usize = 4;
 /// The minimum number of buckets per region in a table that is reused.
 const FEWEST_BUCKETS_PER_REGION: usize = 2;
 
-impl Default for BucketTable {
-    fn default() -> Self {
-        Self {
-            first: 0,
-            shift: 0,
-            numbers: Numbers::Few(0),
-        }
-    }
-}
-
 impl BucketTable {
     /// Creates the table of regions that start at these addresses, in ascending order.
     pub(super) fn new(starts: impl ExactSizeIterator<Item = u64> + Clone) -> Self {
-        let (Some(first), Some(last)) = (starts.clone().next(), starts.clone().last()) else {
-            return Self::default();
-        };
+        let first = starts.clone().next().unwrap_or(0);
+        let last = starts.clone().last().unwrap_or(first);
         let regions = starts.len();
         let buckets = match regions {
             0..=FEW => FEW_BUCKETS,
@@ -74,10 +61,21 @@ impl BucketTable {
                 .saturating_mul(BUCKETS_PER_REGION),
         };
         let shift = u64::from(bucket_shift(last.wrapping_sub(first), buckets));
-        let bucket_of = |start: u64| to_usize(start.wrapping_sub(first) >> shift);
+        // Each region but the first adds one to the numbers of its bucket and of all later ones.
+        let mut starts = starts
+            .skip(1)
+            .map(|start| to_usize(start.wrapping_sub(first) >> shift))
+            .peekable();
+        let mut number = 0u16;
+        let number_of = |bucket| {
+            while starts.next_if(|start| *start <= bucket).is_some() {
+                number = number.wrapping_add(1);
+            }
+            number
+        };
         let numbers = match regions {
-            0..=FEW => Numbers::Few(few_numbers(starts.map(bucket_of))),
-            _ => Numbers::Many(many_numbers(starts.map(bucket_of), buckets)),
+            0..=FEW => Numbers::Few(starts.map(few_ones).fold(0, u64::wrapping_add)),
+            _ => Numbers::Many((0..buckets).map(number_of).collect()),
         };
         Self {
             first,
@@ -86,56 +84,35 @@ impl BucketTable {
         }
     }
 
-    /// Returns the table with another region that starts at `start`.
+    /// Returns the table after the insertion or the removal of a region that starts at `start`.
     ///
-    /// `last` is the start of the last region, and `regions` the number of regions, both with the
-    /// new one. Returns `None` if a new table is required: the region is the first one, or the
-    /// buckets end before `last` or are too few.
-    pub(super) fn inserted(&self, start: u64, last: u64, regions: usize) -> Option<Self> {
-        let Numbers::Many(numbers) = &self.numbers else {
-            return None;
-        };
-        let fewest = regions.checked_mul(FEWEST_BUCKETS_PER_REGION)?;
-        let last_bucket = last.wrapping_sub(self.first) >> self.shift;
-        if start <= self.first || last_bucket >= to_u64(numbers.len()) || numbers.len() < fewest {
-            return None;
-        }
-        let numbers = self.changed(numbers, start, |number| number.saturating_add(1));
-        Some(Self {
-            numbers: Numbers::Many(numbers),
-            ..*self
-        })
-    }
-
-    /// Returns the table without the region of that number, which starts at `start`.
-    ///
-    /// `regions` is the number of regions that remain. Returns `None` if a new table is required:
-    /// the region is the first one, or few regions remain.
+    /// `change` is 1 for an insertion, and -1 for a removal. `last` is the start of the last
+    /// region, and `count` the number of regions, both after the change. Returns `None` if a new
+    /// table is required: the region is or was the first one, the buckets end before `last`, or
+    /// they are too few or too many.
     #[inline(always)]
-    pub(super) fn removed(&self, number: usize, start: u64, regions: usize) -> Option<Self> {
-        let bucket = start.wrapping_sub(self.first) >> self.shift;
+    pub(super) fn changed(&self, start: u64, change: i16, last: u64, count: usize) -> Option<Self> {
+        let bucket_of = |start: u64| to_usize(start.wrapping_sub(self.first) >> self.shift);
+        let fewest = count.saturating_mul(FEWEST_BUCKETS_PER_REGION);
+        let needed = bucket_of(last).saturating_add(1).max(fewest);
         let numbers = match &self.numbers {
-            _ if number == 0 => return None,
-            Numbers::Few(numbers) if regions > 1 => {
-                Numbers::Few(numbers.wrapping_sub(few_ones(bucket)))
+            _ if start <= self.first => return None,
+            Numbers::Few(numbers) if needed <= FEW_BUCKETS => {
+                let ones = few_ones(bucket_of(start));
+                let change = i64::from(change).cast_unsigned();
+                Numbers::Few(numbers.wrapping_add(ones.wrapping_mul(change)))
             }
-            Numbers::Many(numbers) if regions > FEW => {
-                Numbers::Many(self.changed(numbers, start, |number| number.saturating_sub(1)))
+            Numbers::Many(numbers) if count > FEW && needed <= numbers.len() => {
+                let mut numbers: Arc<[u16]> = Arc::from(&**numbers);
+                let later = Arc::make_mut(&mut numbers).get_mut(bucket_of(start)..);
+                for number in later.unwrap_or_default() {
+                    *number = number.wrapping_add_signed(change);
+                }
+                Numbers::Many(numbers)
             }
             _ => return None,
         };
         Some(Self { numbers, ..*self })
-    }
-
-    /// Returns the numbers with a change of those for the bucket of `start` and for later ones.
-    fn changed(&self, numbers: &[u16], start: u64, change: impl Fn(u16) -> u16) -> Arc<[u16]> {
-        let from = to_usize(start.wrapping_sub(self.first) >> self.shift);
-        let mut changed: Arc<[u16]> = Arc::from(numbers);
-        let later = Arc::get_mut(&mut changed).and_then(|numbers| numbers.get_mut(from..));
-        for number in later.unwrap_or_default() {
-            *number = change(*number);
-        }
-        changed
     }
 
     /// Returns the number of the last region that starts in the bucket of `addr` or before it.
@@ -144,11 +121,11 @@ impl BucketTable {
     /// for regions that a `u16` cannot number.
     #[inline(always)]
     pub(super) fn guess(&self, addr: u64) -> usize {
-        let bucket = addr.wrapping_sub(self.first) >> self.shift;
+        let bucket = to_usize(addr.wrapping_sub(self.first) >> self.shift);
         match &self.numbers {
-            Numbers::Few(numbers) => few_number(*numbers, bucket),
+            Numbers::Few(numbers) => to_usize((numbers >> few_shift(bucket)) & 0xf),
             Numbers::Many(numbers) => {
-                let bucket = to_usize(bucket).min(numbers.len().wrapping_sub(1));
+                let bucket = bucket.min(numbers.len().wrapping_sub(1));
                 numbers.get(bucket).map_or(0, |number| usize::from(*number))
             }
         }
@@ -162,48 +139,15 @@ fn bucket_shift(span: u64, buckets: usize) -> u32 {
     span_bits.saturating_sub(buckets.trailing_zeros())
 }
 
-/// Returns the numbers for regions that start in these buckets, as [`Numbers::Few`] stores them.
-fn few_numbers(buckets: impl Iterator<Item = usize>) -> u64 {
-    // Each region but the first adds one to the number of its bucket and of all buckets after it.
-    buckets.skip(1).fold(0, |numbers, bucket| {
-        numbers.wrapping_add(few_ones(to_u64(bucket)))
-    })
-}
-
-/// Returns a one for the bucket and for all buckets after it.
-fn few_ones(bucket: u64) -> u64 {
+/// Returns a one for the bucket and for all buckets after it, as [`Numbers::Few`] stores them.
+fn few_ones(bucket: usize) -> u64 {
     0x1111_1111_1111_1111 << few_shift(bucket)
-}
-
-/// Returns the number of a bucket, or of the last one if there are fewer buckets.
-#[inline(always)]
-fn few_number(numbers: u64, bucket: u64) -> usize {
-    to_usize((numbers >> few_shift(bucket)) & 0xf)
 }
 
 /// Returns the number of bits before the number of a bucket, or of the last bucket.
 #[inline(always)]
-fn few_shift(bucket: u64) -> u64 {
-    bucket.min(FEW_LAST).wrapping_mul(FEW_BITS)
-}
-
-/// Returns the numbers of `count` buckets for regions that start in `buckets`.
-fn many_numbers(buckets: impl Iterator<Item = usize>, count: usize) -> Arc<[u16]> {
-    let mut numbers: Arc<[u16]> = core::iter::repeat_n(0, count).collect();
-    let mut rest = Arc::get_mut(&mut numbers).unwrap_or_default();
-    let mut filled = 0usize;
-    let mut last = 0u16;
-    for bucket in buckets.skip(1) {
-        let (before, after) = core::mem::take(&mut rest)
-            .split_at_mut_checked(bucket.saturating_sub(filled))
-            .unwrap_or_default();
-        before.fill(last);
-        rest = after;
-        filled = bucket;
-        last = last.saturating_add(1);
-    }
-    rest.fill(last);
-    numbers
+fn few_shift(bucket: usize) -> usize {
+    bucket.min(FEW_BUCKETS - 1).wrapping_mul(4)
 }
 
 #[cfg(test)]
@@ -212,14 +156,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn numbers(table: &BucketTable) -> Vec<usize> {
-        match &table.numbers {
-            Numbers::Few(numbers) => (0..16).map(|bucket| few_number(*numbers, bucket)).collect(),
-            Numbers::Many(numbers) => {
-                let buckets = 0..numbers.len() as u64;
-                let starts = buckets.map(|bucket| table.first + (bucket << table.shift));
-                starts.map(|start| table.guess(start)).collect()
-            }
-        }
+        let buckets = match &table.numbers {
+            Numbers::Few(_) => FEW_BUCKETS,
+            Numbers::Many(numbers) => numbers.len(),
+        };
+        let starts = (0..buckets as u64).map(|bucket| bucket << table.shift);
+        starts
+            .map(|start| table.guess(table.first.wrapping_add(start)))
+            .collect()
     }
 
     fn twenty_regions() -> BucketTable {
@@ -262,30 +206,30 @@ mod tests {
     }
 
     #[test]
-    fn inserted_below_first_region_returns_none() {
+    fn changed_by_insertion_below_first_region_returns_none() {
         let table = twenty_regions();
-        assert!(table.inserted(0x800, 0x14000, 21).is_none());
+        assert!(table.changed(0x800, 1, 0x14000, 21).is_none());
     }
 
     #[test]
-    fn inserted_past_last_bucket_returns_none() {
+    fn changed_by_insertion_past_last_bucket_returns_none() {
         let table = twenty_regions();
-        assert!(table.inserted(u64::MAX, u64::MAX, 21).is_none());
+        assert!(table.changed(u64::MAX, 1, u64::MAX, 21).is_none());
     }
 
     #[test]
-    fn inserted_into_crowded_table_returns_none() {
+    fn changed_by_insertion_into_crowded_table_returns_none() {
         let table = twenty_regions();
-        assert!(table.inserted(0x1800, 0x14000, 64).is_some());
-        assert!(table.inserted(0x1800, 0x14000, 65).is_none());
+        assert!(table.changed(0x1800, 1, 0x14000, 64).is_some());
+        assert!(table.changed(0x1800, 1, 0x14000, 65).is_none());
     }
 
     #[test]
-    fn removed_first_or_one_of_nine_regions_returns_none() {
+    fn changed_by_removal_of_first_or_of_one_of_nine_regions_returns_none() {
         let table = twenty_regions();
-        assert!(table.removed(0, 0x1000, 19).is_none());
-        assert!(table.removed(1, 0x2000, 8).is_none());
-        assert!(table.removed(1, 0x2000, 9).is_some());
+        assert!(table.changed(0x1000, -1, 0x14000, 19).is_none());
+        assert!(table.changed(0x2000, -1, 0x14000, 8).is_none());
+        assert!(table.changed(0x2000, -1, 0x14000, 9).is_some());
     }
 
     proptest! {
@@ -312,17 +256,16 @@ mod tests {
             };
             let table = BucketTable::new(starts.iter().copied());
             check(&table, &starts);
-            let number = at.index(starts.len());
-            let inserted = starts.remove(number);
+            let inserted = starts.remove(at.index(starts.len()));
             if starts.is_empty() {
                 return Ok(());
             }
-            if let Some(shrunk) = table.removed(number, inserted, starts.len()) {
+            let last = starts[starts.len() - 1];
+            if let Some(shrunk) = table.changed(inserted, -1, last, starts.len()) {
                 check(&shrunk, &starts);
             }
             let table = BucketTable::new(starts.iter().copied());
-            let last = starts[starts.len() - 1].max(inserted);
-            let grown = table.inserted(inserted, last, starts.len() + 1);
+            let grown = table.changed(inserted, 1, last.max(inserted), starts.len() + 1);
             starts.push(inserted);
             starts.sort_unstable();
             if let Some(grown) = grown {
