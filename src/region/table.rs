@@ -87,9 +87,10 @@ impl BucketTable {
     /// Returns the table after the insertion or the removal of a region that starts at `start`.
     ///
     /// `change` is 1 for an insertion, and -1 for a removal. `last` is the start of the last
-    /// region, and `count` the number of regions, both after the change. Returns `None` if a new
-    /// table is required: the region is or was the first one, the buckets end before `last`, or
-    /// they are too few or too many.
+    /// region, and `count` the number of regions, both after the change.
+    ///
+    /// Returns `None` if a new table is required. The region is or was the first one, the buckets
+    /// end before `last`, or they are too few or too many.
     #[inline(always)]
     pub(super) fn changed(&self, start: u64, change: i16, last: u64, count: usize) -> Option<Self> {
         let bucket_of = |start: u64| to_usize(start.wrapping_sub(self.first) >> self.shift);
