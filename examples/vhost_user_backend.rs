@@ -14,7 +14,8 @@ use vm_memory_vhost::{MemoryRegion, RegionTable};
 
 type Memory = GuestMemoryMmap<()>;
 
-/// Hotplug of regions: the example `hotplug` removes one while device threads run.
+/// The memory and the region table of a back end. The example `hotplug` shows how to remove a
+/// region while device threads run.
 struct BackEnd {
     memory: GuestMemoryAtomic<Memory>,
     table: RegionTable,

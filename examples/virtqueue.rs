@@ -2,15 +2,13 @@
 //!
 //! `cargo run -p examples --example virtqueue`
 
-use std::sync::atomic::Ordering;
-use std::sync::Arc;
+use std::sync::{atomic::Ordering, Arc};
 
 use examples::driver::{AVAILABLE, DESCRIPTORS, USED};
 use examples::{Memory, Result};
-use vm_memory::guest_memory::Window;
 use vm_memory::{
-    Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryResult,
-    GuestRegionMmap, Permissions,
+    guest_memory::Window, Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryAtomic,
+    GuestMemoryResult, GuestRegionMmap, Permissions,
 };
 
 /// The number of descriptors.
@@ -50,7 +48,9 @@ impl Queue {
 
     /// Takes the next chain: the number, address and length of its first descriptor.
     fn take(&mut self) -> GuestMemoryResult<Option<(u16, GuestAddress, usize)>> {
-        if self.available.load::<u16>(2, Ordering::Acquire)? == self.next_available {
+        let index: u16 = self.available.load(2, Ordering::Acquire)?;
+        // A hostile driver may claim more chains than the queue has.
+        if !(1..=SIZE).contains(&index.wrapping_sub(self.next_available)) {
             return Ok(None);
         }
         let entry = 4 + 2 * usize::from(self.next_available % SIZE);

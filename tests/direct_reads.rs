@@ -1,4 +1,5 @@
-//! A read with `O_DIRECT` marks what the kernel has written before the first part failed.
+//! A read at an offset with `O_DIRECT` marks all its pages, also if the kernel returns the result
+//! of a failed first part.
 #![cfg(all(
     target_os = "linux",
     feature = "backend-mmap",

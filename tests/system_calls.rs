@@ -1,5 +1,5 @@
-//! The table of system calls in the crate documentation lists the calls that are made. Mappings,
-//! marks and harvests make no others.
+//! The table of system calls in the crate documentation lists exactly the calls that are made. Each
+//! constructor of a mapping makes only its own calls, and marks and harvests make none.
 //!
 //! The allocator of this program makes no system calls, so it is a program of its own.
 #![cfg(all(

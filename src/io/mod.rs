@@ -6,8 +6,8 @@
 //! to or from guest memory.
 //!
 //! System calls: with the feature `rawfd`, `read(2)` and `write(2)`; none for 0 bytes. Methods that
-//! repeat a call after `EINTR` do so without a limit. The server of a FUSE file can return it each
-//! time, as it can also never reply.
+//! repeat a call after `EINTR` do so without a limit. The server of a FUSE file can cause such a
+//! loop. It can also block the call by not replying.
 //!
 //! # Dirty tracking
 //!
@@ -15,12 +15,14 @@
 //! exactly. A system call that gets a pointer to guest memory may write more bytes than it counts.
 //! The kernel does not count a message that it copied in part, and a disk does not write in order.
 //!
-//! After a count that is not 0 and after an error, this crate therefore marks all bytes that the
-//! system call was given. A read at an offset ([`vectored`](crate::vectored)) marks them after each
-//! result. A read at the current position marks nothing after a count of 0, `EAGAIN` and `EINTR`: a
-//! stream returns these before the kernel writes. A custom source, and a custom call with pointers
+//! This crate therefore marks all bytes that the system call was given. A read at the current
+//! position does not mark them after a count of 0, `EAGAIN` and `EINTR`. A stream returns these
+//! before the kernel writes. A read at an offset ([`vectored`](crate::vectored)) marks them after
+//! each result.
+//!
+//! A custom source, and a custom call with pointers
 //! ([`ptr_guard_mut`](VolatileSlice::ptr_guard_mut), [`vectored`](crate::vectored)), must follow
-//! the same rule. The exception is `IoBuffer::read_packet_from`, for descriptors that count all
+//! this rule. `IoBuffer::read_packet_from` marks fewer bytes: it is for descriptors that count all
 //! bytes.
 //!
 //! Two kinds of descriptors break this rule for streams. The pages that they write before such a

@@ -68,17 +68,15 @@
 //!
 //! # Dirty tracking
 //!
-//! A function that reads into guest memory marks all pages of its vectors dirty. This includes
-//! calls with a short count, and calls that fail. The kernel or a device may have written bytes
-//! that are not counted. A stream socket, for example, counts the messages that it copied
-//! completely, and may have copied a part of the next one.
+//! A read at an offset marks all pages of its vectors dirty, whatever its result. The kernel or a
+//! device may have written bytes that are not counted. A read at the current position marks them
+//! too. A stream socket, for example, counts the messages that it copied completely, and may have
+//! copied a part of the next one. The exceptions are a count of 0 and `EAGAIN`, which a stream
+//! returns before the kernel writes. The module [`io`](crate::io) names two kinds of descriptors
+//! for which that does not hold.
 //!
-//! A function without an offset marks nothing after a count of 0 and after `EAGAIN`, because a
-//! stream returns these before the kernel writes. The module [`io`](crate::io) names the two kinds
-//! of descriptors for which that does not hold.
-//!
-//! [`IoBuffer::read_packet_from`] is the exception: it marks only the bytes of a packet. It is for
-//! descriptors of which each call reads one packet, and counts all bytes that it writes.
+//! [`IoBuffer::read_packet_from`] marks only the bytes of a packet. It is for descriptors of which
+//! each call reads one packet, and counts all bytes that it writes.
 //!
 //! # Costs
 //!

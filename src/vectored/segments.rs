@@ -412,8 +412,8 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
 
     /// Transfers by one system call. Returns the number of bytes moved.
     ///
-    /// The call covers the first [`MAX_VECTORS`] segments and [`MAX_BYTES`]. A read marks all bytes
-    /// of the call, unless nothing was written.
+    /// The call covers the first [`MAX_VECTORS`] segments and [`MAX_BYTES`]. A read marks all its
+    /// bytes, unless its [result](FilePosition::may_have_written) shows that none were written.
     pub(super) fn transfer_once(
         &self,
         direction: Transfer,

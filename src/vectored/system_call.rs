@@ -52,8 +52,8 @@ impl FilePosition {
 
     /// Returns whether a read from here with this result may have written bytes, counted or not.
     ///
-    /// The kernel reads the parts of a file with `O_DIRECT` at once. If the first part fails, the
-    /// call returns its result, whatever it is.
+    /// With `O_DIRECT`, the kernel may read several parts of the range at once. If the first one
+    /// fails, the call returns its result, although other parts were written.
     pub(super) fn may_have_written(self, result: &Result<usize>) -> bool {
         match self {
             FilePosition::Current => stream_may_have_written(result),

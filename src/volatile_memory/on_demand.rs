@@ -148,10 +148,10 @@ pub(super) unsafe fn write_elements<T: ByteValued>(
     })
 }
 
-/// Returns whether no page ends inside an element of type `T`, with the first one at an offset from
-/// the start of a page.
+/// Returns whether elements of type `T` have 1, 2, 4 or 8 bytes, and are naturally aligned in their
+/// pages. The first one is at `at`, an offset from the start of a page.
 ///
-/// Only these elements are naturally aligned. Others may be torn, and are copied as bytes.
+/// No page ends inside such an element. Others may be torn, and are copied as bytes.
 fn are_whole_in_pages<T>(at: usize) -> bool {
     matches!(size_of::<T>(), 1 | 2 | 4 | 8) && at.is_multiple_of(size_of::<T>())
 }

@@ -208,7 +208,7 @@ fn hide_sys_and_proc() -> io::Result<()> {
 
 const START: u64 = 1 << 32;
 
-/// Returns regions that together use all backings and options.
+/// Returns these regions, and read-only ones.
 fn regions(has_huge_pages: bool) -> Vec<Region> {
     let start = GuestAddress(START);
     let mut all = writable_regions(start, 4 * MIB, has_huge_pages);

@@ -382,8 +382,9 @@ fn discard_of_released_huge_pages_allocates_each_once() {
     assert_eq!(both("discard"), (1, 3));
 }
 
-/// A seccomp filter may forbid to open files when guests cause these calls. No other test of the
-/// process has read files for them.
+/// Guests cause these calls at run time, when a seccomp filter may forbid open(2). The process runs
+/// no other test, which could read the files in advance. Protected blocks would read the limit of
+/// VMAs during the build, and hide a later read.
 #[test]
 fn discard_and_plug_after_build_open_no_files() {
     in_own_process("discard_and_plug_after_build_open_no_files", |test| {

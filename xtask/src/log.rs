@@ -1,6 +1,6 @@
 //! The end of the log of a failed run.
 
-/// The lines that are printed of the end of a log, and of each failed program.
+/// The number of lines that are printed of the end of a log, and of each failed program.
 pub const LINES: usize = 60;
 
 /// Returns the last lines of a log.

@@ -90,6 +90,45 @@ fn from_regions_empty_unsorted_or_overlapping_returns_error() {
 }
 
 #[test]
+fn insert_region_refuses_overlap_and_keeps_the_order() {
+    for count in [0u64, 1, 2, 16, 17, 40] {
+        // Regions of 0x10 bytes, with holes of 0x10 bytes.
+        let starts: Vec<_> = (0..count).map(|number| 0x100 + number * 0x20).collect();
+        let places: Vec<_> = starts.iter().map(|start| (*start, 0x10)).collect();
+        let memory = collection(&places).unwrap_or_else(|_| Collection::new());
+        let insert = |start, len| memory.insert_region(Arc::new(registers(start, len)));
+        let refused = |start, len| {
+            let result = insert(start, len).map(drop);
+            assert!(
+                matches!(result, Err(GuestRegionCollectionError::MemoryRegionOverlap)),
+                "{count} {start:#x}"
+            );
+        };
+        for (number, &start) in starts.iter().enumerate() {
+            refused(start, 0x10);
+            refused(start + 4, 4);
+            // By one byte, on either side, and on both.
+            refused(start - 1, 2);
+            refused(start + 0xf, 2);
+            refused(start - 8, 0x20);
+            // The hole is free.
+            let grown = insert(start + 0x10, 0x10).unwrap();
+            let mut expected = starts.clone();
+            expected.insert(number + 1, start + 0x10);
+            let found: Vec<_> = grown.iter().map(|region| region.start).collect();
+            assert_eq!(found, expected);
+        }
+        let top = insert(u64::MAX, 1).unwrap();
+        let result = top.insert_region(Arc::new(registers(u64::MAX - 1, 2)));
+        assert!(
+            matches!(result, Err(GuestRegionCollectionError::MemoryRegionOverlap)),
+            "{count}"
+        );
+        assert_eq!(top.last_addr(), GuestAddress(u64::MAX));
+    }
+}
+
+#[test]
 fn new_collection_is_empty() {
     let memory = Collection::new();
     assert_eq!(

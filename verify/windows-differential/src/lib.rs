@@ -7,7 +7,7 @@ use std::fs::File;
 
 /// The size of a page.
 pub const PAGE: u64 = 0x1000;
-/// The end of the addresses that operations of the IOMMU use.
+/// The end of the addresses that `tests/interface.rs` uses. The regions leave holes below it.
 pub const END: u64 = 0xe000;
 
 /// A region: its guest address, its size, and its file with an offset there.

@@ -1,4 +1,5 @@
-//! The regions that several test programs build: together, they use all backings and options.
+//! The regions that several test programs build: each backing, and the options that make system
+//! calls.
 
 use std::num::NonZeroU64;
 
