@@ -17,7 +17,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// Returns [`Error::IOError`] of the kind `PermissionDenied` if the buffer was not created for
     /// [`Permissions::Read`] or `ReadWrite`: the memory may permit only writes. Returns an error if
     /// the first byte cannot be accessed, for example because its file was truncated. Bytes after
-    /// one that cannot be accessed are not copied; see [`fault`](crate::fault).
+    /// one that cannot be accessed are not counted. Some of them may have been copied; see
+    /// [`fault`](crate::fault).
     pub fn copy_to(&self, offset: usize, buf: &mut [u8]) -> Result<usize> {
         self.require(Permissions::Read)?;
         self.segments.copy_to(offset, buf)
@@ -33,7 +34,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// Returns [`Error::IOError`] of the kind `PermissionDenied` if the buffer was not created for
     /// [`Permissions::Write`] or `ReadWrite`. Returns an error if the first byte cannot be
     /// accessed, for example because its file was truncated. Bytes after one that cannot be
-    /// accessed are not copied; see [`fault`](crate::fault).
+    /// accessed are not counted. Some of them may have been copied, and are marked; see
+    /// [`fault`](crate::fault).
     pub fn copy_from(&self, offset: usize, buf: &[u8]) -> Result<usize> {
         self.require(Permissions::Write)?;
         self.segments.copy_from(offset, buf)

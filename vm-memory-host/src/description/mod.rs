@@ -311,8 +311,9 @@ impl Description {
     ///   of `vm.max_map_count`), and time to build.
     /// - The maximum number of attempts per peer. A thread closes a descriptor whose server may
     ///   never reply, and there are at most 64 such threads in a process. While all of them wait,
-    ///   further descriptors stay open. Change the user or group of the process before:
-    ///   setuid(2) and setgid(2) of the C library wait for these threads.
+    ///   or the system refuses another thread, further descriptors stay open until a later drop
+    ///   finds one. Change the user or group of the process before: setuid(2) and setgid(2) of the
+    ///   C library wait for these threads.
     ///
     /// # Examples
     ///

@@ -131,7 +131,8 @@ impl LogBitmap {
     /// first log: the data of all unmarked writes are then visible.
     ///
     /// Threads hold a log only while they mark. So this waits for microseconds, unless a thread is
-    /// not scheduled.
+    /// not scheduled. First it waits for another call of this method, without regard to the
+    /// deadline.
     ///
     /// # Errors
     ///
