@@ -362,8 +362,8 @@ fn all_are(words: &[AtomicU64], bits: u64) -> bool {
         && rest.iter().all(|word| differs(word) == 0)
 }
 
-/// Harvests the lines `which` of a block, and adds their bits to `words`. Returns those that had
-/// bits.
+/// Harvests the lines `which` of a block, and adds their bits to `words`. Returns those in which a
+/// load found bits: another harvest may have taken them since.
 ///
 /// Out of line, because the loop needs all registers.
 #[inline(never)]

@@ -117,3 +117,24 @@ pub(super) unsafe fn call(
 fn file_offset(offset: u64) -> Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| Error::from_raw_os_error(libc::EINVAL))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+
+    #[test]
+    fn read_at_offset_may_have_written_whatever_its_result() {
+        let failed = |kind: ErrorKind| Err::<usize, _>(Error::from(kind));
+        for (result, from_stream) in [
+            (Ok(1), true),
+            (Ok(0), false),
+            (failed(ErrorKind::WouldBlock), false),
+            (failed(ErrorKind::Interrupted), false),
+            (failed(ErrorKind::PermissionDenied), true),
+        ] {
+            assert_eq!(FilePosition::Current.may_have_written(&result), from_stream);
+            assert!(FilePosition::Offset(0).may_have_written(&result));
+        }
+    }
+}

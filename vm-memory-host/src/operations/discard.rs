@@ -126,7 +126,7 @@ use crate::mapping::{parts, span_of, HostMapped, HostMapping, Part};
 ///
 /// The same error means that a page to overwrite is not available. For example, another process
 /// has truncated the file, or has removed the page and the file system is full. Before Linux 5.14,
-/// and if this happens during the call, the error needs the [fault handler](vm_memory::fault).
+/// or if this happens during the call, the error needs the [fault handler](vm_memory::fault).
 /// Without it, SIGBUS ends the process.
 #[doc(alias = "balloon")]
 #[doc(alias = "free page reporting")]

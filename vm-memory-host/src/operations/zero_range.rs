@@ -52,7 +52,7 @@ use crate::mapping::{parts, to_u64, HostMapped, Part};
 /// zeroed.
 ///
 /// The same error means that a page for the zeroes is not available. On Windows, before Linux 5.14,
-/// and if another process removes the page during the call, the error needs the
+/// or if another process removes the page during the call, the error needs the
 /// [fault handler](vm_memory::fault). Without it, the fault ends the process.
 #[doc(alias = "migration")]
 #[doc(alias = "memset")]
