@@ -16,8 +16,11 @@ use crate::skipped;
 // Linux, include/uapi/linux/userfaultfd.h.
 const UFFD_API: u64 = 0xaa;
 const UFFD_FEATURE_EVENT_REMOVE: u64 = 1 << 3;
+const UFFD_FEATURE_POISON: u64 = 1 << 14;
 const UFFDIO_API: u32 = 0xc018_aa3f;
 const UFFDIO_REGISTER: u32 = 0xc020_aa00;
+const UFFDIO_UNREGISTER: u32 = 0x8010_aa01;
+const UFFDIO_POISON: u32 = 0xc020_aa08;
 const UFFDIO_COPY: u32 = 0xc028_aa03;
 const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
 const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
@@ -107,6 +110,36 @@ impl Drop for LazyPages {
 ///
 /// The range is mapped, and no Rust reference covers it.
 pub(crate) unsafe fn registered(addr: usize, len: usize) -> Result<File> {
+    // SAFETY: the contract of this function.
+    unsafe { registered_with(UFFD_FEATURE_EVENT_REMOVE, addr, len) }
+}
+
+/// Makes a missing page inaccessible, as a memory error does, with `UFFDIO_POISON` (Linux 6.6).
+///
+/// Reports `test` as [skipped] and returns `false` if the system refuses that.
+///
+/// # Safety
+///
+/// The page is mapped, and no Rust reference covers it.
+pub unsafe fn poison(addr: usize, page: usize, test: &str) -> bool {
+    let (start, len) = (addr as u64, page as u64);
+    // SAFETY: the page is mapped and no Rust reference covers it (contract of this function).
+    let poisoned = unsafe { registered_with(UFFD_FEATURE_POISON, addr, page) }.and_then(|file| {
+        request(&file, UFFDIO_POISON, &mut [start, len, 0, 0])?;
+        request(&file, UFFDIO_UNREGISTER, &mut [start, len])
+    });
+    if let Err(error) = &poisoned {
+        skipped(test, format!("the kernel cannot poison a page: {error}"));
+    }
+    poisoned.is_ok()
+}
+
+/// Creates a userfaultfd with a feature, and registers a range for missing pages.
+///
+/// # Safety
+///
+/// The range is mapped, and no Rust reference covers it.
+unsafe fn registered_with(feature: u64, addr: usize, len: usize) -> Result<File> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
     // SAFETY: userfaultfd(2) takes a number, and accesses no memory of this program.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
@@ -115,11 +148,7 @@ pub(crate) unsafe fn registered(addr: usize, len: usize) -> Result<File> {
     }
     // SAFETY: the descriptor is new and has no other owner.
     let file = unsafe { File::from_raw_fd(fd as RawFd) };
-    request(
-        &file,
-        UFFDIO_API,
-        &mut [UFFD_API, UFFD_FEATURE_EVENT_REMOVE, 0],
-    )?;
+    request(&file, UFFDIO_API, &mut [UFFD_API, feature, 0])?;
     let mode = UFFDIO_REGISTER_MODE_MISSING;
     request(
         &file,

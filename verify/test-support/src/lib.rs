@@ -72,7 +72,7 @@ pub use files::{temp_file, temp_file_of_len};
 pub use fuse_server::{returned, FuseServer, FUSE_FLUSH};
 pub use huge_pages::HugePages;
 #[cfg(target_os = "linux")]
-pub use lazy_pages::LazyPages;
+pub use lazy_pages::{poison, LazyPages};
 #[cfg(target_os = "linux")]
 pub use locked_file::LockedFile;
 pub use own_process::{in_own_process, run_again};

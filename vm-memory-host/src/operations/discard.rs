@@ -17,13 +17,13 @@ use crate::mapping::{parts, span_of, HostMapped, HostMapping, Part};
 /// | backing | method | effect |
 /// |---|---|---|
 /// | anonymous | `madvise(MADV_DONTNEED)` | pages are freed |
-/// | memfd, [sparse] shared file | `madvise(MADV_REMOVE)` | freed for all processes that map it |
+/// | memfd, [sparse] shared file | `MADV_REMOVE`, `MADV_DONTNEED` | freed for all processes |
 /// | shared file on a disk | `fallocate(FALLOC_FL_ZERO_RANGE)` | pages are freed, disk space stays |
 /// | shared file on a tmpfs with a size limit | writes zeroes | nothing is freed |
 /// | block device | `fallocate(FALLOC_FL_ZERO_RANGE)` | the device stores zeroes |
 /// | character device | writes zeroes | nothing is freed |
 /// | hugetlb | writes zeroes | pages stay with the region |
-/// | hugetlb with [`release_huge_pages`] | `madvise(MADV_REMOVE)` | pages return to the pool |
+/// | hugetlb, [`release_huge_pages`] | `MADV_REMOVE`, `MADV_DONTNEED` | pages return to the pool |
 /// | private file | `mremap` of zeroes over the range | private copies are freed |
 ///
 /// [sparse]: crate::Region::sparse

@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 
 use super::common::*;
-use test_support::LazyPages;
+use test_support::{poison, LazyPages};
 use vm_memory::{Bytes, GuestAddress};
 use vm_memory_host::{
     describe, discard, discard_pages, plug, unplug, unplug_all, zero_range, Backing, Balloon, Lock,
@@ -100,6 +100,52 @@ fn discard_of_lazy_pages_reads_as_zeroes() {
         }
         // The other pages keep the bytes of the snapshot.
         assert_eq!(byte_of_page(&memory, 2 * HUGE), Some(expected), "{kind}");
+    }
+}
+
+#[test]
+fn poisoned_pages_are_accessible_after_each_kind_of_discard() {
+    let test = "poisoned_pages_are_accessible_after_each_kind_of_discard";
+    vm_memory::fault::install().unwrap();
+    let (mut backings, _tmpfs) = lazy_backings(false, test);
+    let blocks = std::num::NonZeroU64::new(PAGE).unwrap();
+    let region = Region::new(GuestAddress(0), SIZE).backing(Backing::Memfd);
+    backings.push(("blocks", region.blocks(blocks, Unplugged::Mapped), PAGE));
+    type Change = fn(&Memory, GuestAddress);
+    let discards: &[Change] = &[
+        |memory, at| assert_eq!(discard(memory, at, PAGE).unwrap(), PAGE),
+        |memory, at| assert_eq!(zero_range(memory, at, PAGE).unwrap(), PAGE),
+        |memory, at| {
+            let pages = [(at.0 / PAGE) as u32];
+            assert_eq!(discard_pages(memory, pages).discarded, 1);
+        },
+    ];
+    let replug: &[Change] = &[|memory, at| {
+        unplug(memory, at, PAGE).unwrap();
+        plug(memory, at, PAGE).unwrap();
+    }];
+    for (kind, region, _) in backings {
+        let memory = build(region).unwrap();
+        let changes = match kind {
+            "blocks" => {
+                plug(&memory, GuestAddress(0), PAGE).unwrap();
+                replug
+            }
+            // Its pages are overwritten, which does not mend them.
+            "tmpfs" => continue,
+            _ => discards,
+        };
+        for (number, change) in changes.iter().enumerate() {
+            let at = number as u64 * HUGE;
+            // SAFETY: the page is of the region, to which the test has no references.
+            if !unsafe { poison(host_address(&memory) + at as usize, PAGE as usize, test) } {
+                return;
+            }
+            let at = GuestAddress(at);
+            assert!(memory.read_obj::<u8>(at).is_err(), "{kind}");
+            change(&memory, at);
+            assert_eq!(memory.read_obj::<u8>(at).unwrap(), 0, "{kind} {number}");
+        }
     }
 }
 

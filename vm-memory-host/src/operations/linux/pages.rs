@@ -210,6 +210,9 @@ pub(super) fn free_pages(mapping: &Changes<'_>, offset: usize, len: usize) -> io
 /// `fallocate(2)`, which `fallocate` calls, does not notify them. `MADV_REMOVE` notifies them and
 /// then does the same. It is refused for locked memory, and before Linux 6.7 for protected memory.
 /// `MADV_DONTNEED` notifies them as well, and leaves the pages in the file.
+///
+/// It also removes the entry that a memory error leaves in the page table. `MADV_REMOVE` does not:
+/// the page would stay inaccessible.
 fn punch_hole(
     mapping: &Changes<'_>,
     offset: usize,
@@ -218,14 +221,17 @@ fn punch_hole(
 ) -> io::Result<()> {
     match mapping.mapped().advise(offset, len, Advice::Remove) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EACCES)) => {
-            // Linux before 5.18 refuses this for locked memory and for huge pages.
+            // Notifies the handlers. Linux before 5.18 refuses it for locked memory, too.
             let _ = free_private_pages(mapping, offset, len);
             fallocate()
         }
         // A signal has interrupted it.
         Err(error) if error.raw_os_error() == Some(libc::EINTR) => fallocate(),
         result => result,
-    }
+    }?;
+    // Linux before 5.18 refuses this for huge pages.
+    let _ = free_private_pages(mapping, offset, len);
+    Ok(())
 }
 
 /// Frees the private pages of a range, and unmaps those of a file from this process.
