@@ -124,7 +124,7 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
     ) -> Result<GuestRegionCollection<R>, GuestRegionCollectionError> {
         match self.index.rank_of_new(&region) {
             Some(rank) => Ok(Self {
-                index: self.index.changed(rank, Some(region)),
+                index: self.index.inserted(rank, region),
             }),
             None => Err(GuestRegionCollectionError::MemoryRegionOverlap),
         }
@@ -149,7 +149,7 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
                 if self.index.len() == 1 {
                     return Ok((Self::default(), region));
                 }
-                let index = self.index.changed(number, None);
+                let index = self.index.removed(number);
                 Ok((Self { index }, region))
             }
             _ => Err(GuestRegionCollectionError::NoMemoryRegion),

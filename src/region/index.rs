@@ -20,7 +20,11 @@ pub(super) enum RegionIndex<R> {
     /// A single region, with its start, and its length below 2^64.
     ///
     /// It needs one comparison and no allocation.
-    One(GuestAddress, u64, Arc<R>),
+    One {
+        start: GuestAddress,
+        len: u64,
+        region: Arc<R>,
+    },
     /// No region, or at least two.
     ///
     /// ```text
@@ -30,12 +34,18 @@ pub(super) enum RegionIndex<R> {
     ///
     /// To find an address, the [table](BucketTable) guesses a region. If that region does not
     /// contain the address, a binary search decides.
-    Many(RegionList<R>, BucketTable),
+    Many {
+        regions: RegionList<R>,
+        table: BucketTable,
+    },
 }
 
 impl<R> Default for RegionIndex<R> {
     fn default() -> Self {
-        Self::Many(RegionList::default(), BucketTable::new(iter::empty()))
+        Self::Many {
+            regions: RegionList::default(),
+            table: BucketTable::new(iter::empty()),
+        }
     }
 }
 
@@ -44,8 +54,15 @@ impl<R> Clone for RegionIndex<R> {
     #[inline(always)]
     fn clone(&self) -> Self {
         match self {
-            Self::One(start, len, region) => Self::One(*start, *len, Arc::clone(region)),
-            Self::Many(regions, table) => Self::Many(regions.clone(), table.clone()),
+            Self::One { start, len, region } => Self::One {
+                start: *start,
+                len: *len,
+                region: Arc::clone(region),
+            },
+            Self::Many { regions, table } => Self::Many {
+                regions: regions.clone(),
+                table: table.clone(),
+            },
         }
     }
 }
@@ -66,8 +83,8 @@ impl<R> RegionIndex<R> {
     #[inline(always)]
     fn list(&self) -> &[Arc<R>] {
         match self {
-            Self::One(_, _, region) => slice::from_ref(region),
-            Self::Many(regions, _) => regions,
+            Self::One { region, .. } => slice::from_ref(region),
+            Self::Many { regions, .. } => regions,
         }
     }
 }
@@ -93,9 +110,21 @@ impl<R: GuestMemoryRegion> RegionIndex<R> {
         is_free.then_some(rank)
     }
 
+    /// Returns an index with a new region of that [rank].
+    #[inline(always)]
+    pub(super) fn inserted(&self, rank: usize, region: Arc<R>) -> Self {
+        self.changed(rank, Some(region))
+    }
+
+    /// Returns an index without the region of that number.
+    #[inline(always)]
+    pub(super) fn removed(&self, number: usize) -> Self {
+        self.changed(number, None)
+    }
+
     /// Returns an index with a new region of that [rank], or without the region of that number.
     #[inline(always)]
-    pub(super) fn changed(&self, number: usize, new: Option<Arc<R>>) -> Self {
+    fn changed(&self, number: usize, new: Option<Arc<R>>) -> Self {
         let (list, change) = (self.list(), if new.is_some() { 1 } else { -1 });
         let Some(changed) = new.as_ref().or(list.get(number)) else {
             return self.clone();
@@ -107,12 +136,16 @@ impl<R: GuestMemoryRegion> RegionIndex<R> {
             ([only, _], 1, None, _) | ([_, only], 0, None, _) => {
                 return Self::one(Arc::clone(only))
             }
-            (_, _, new, Self::One(..)) => (RegionList::from_chunk(joined(list, number, new)), None),
-            (_, _, new, Self::Many(regions, table)) => (regions.changed(number, new), Some(table)),
+            (_, _, new, Self::One { .. }) => {
+                (RegionList::from_chunk(joined(list, number, new)), None)
+            }
+            (_, _, new, Self::Many { regions, table }) => {
+                (regions.changed(number, new), Some(table))
+            }
         };
         let last = regions.last().map_or(start, |last| last.start_addr());
         match table.and_then(|table| table.changed(start.0, change, last.0, regions.len())) {
-            Some(table) => Self::Many(regions, table),
+            Some(table) => Self::Many { regions, table },
             None => Self::many(regions),
         }
     }
@@ -122,14 +155,15 @@ impl<R: GuestMemoryRegion> RegionIndex<R> {
         let start = region.start_addr();
         // A region of a third party may claim addresses past 2^64. They do not exist.
         let rest = u64::MAX.saturating_sub(start.0).saturating_add(1);
-        Self::One(start, region.len().min(rest), region)
+        let len = region.len().min(rest);
+        Self::One { start, len, region }
     }
 
     /// Creates an index of several regions.
     #[inline(always)]
     fn many(regions: RegionList<R>) -> Self {
         let table = BucketTable::new(regions.iter().map(|region| region.start_addr().0));
-        Self::Many(regions, table)
+        Self::Many { regions, table }
     }
 
     /// Returns the region that starts at `addr`, and its number.
@@ -175,10 +209,10 @@ impl<R: GuestMemoryRegion> RegionIndex<R> {
     #[inline(always)]
     fn find_number(&self, addr: GuestAddress) -> Option<(usize, &R)> {
         match self {
-            Self::One(start, len, region) => {
+            Self::One { start, len, region } => {
                 (addr.0.wrapping_sub(start.0) < *len).then_some((0, region))
             }
-            Self::Many(regions, table) => {
+            Self::Many { regions, table } => {
                 let number = table.guess(addr.0);
                 match regions.get(number) {
                     Some(region) if contains(&**region, addr) => Some((number, region)),
@@ -301,7 +335,7 @@ mod tests {
 
     #[test]
     fn removed_last_region_leaves_empty_index() {
-        let index = index([(0, 1), (2, 1)]).changed(0, None).changed(0, None);
+        let index = index([(0, 1), (2, 1)]).removed(0).removed(0);
         assert_eq!(index.len(), 0);
         assert_eq!(found(&index, 0), None);
     }
@@ -330,12 +364,12 @@ mod tests {
                     .filter(|_| next() % 400 > step as u64)
                 {
                     present.insert(position, (start, new.len));
-                    grown = grown.changed(rank, Some(new));
+                    grown = grown.inserted(rank, new);
                 } else if !present.is_empty() {
                     let (start, _) = present.remove(next() as usize % present.len());
                     let (number, _) = grown.starting_at(GuestAddress(start)).unwrap();
                     let removed = Arc::downgrade(&grown.list()[number]);
-                    grown = grown.changed(number, None);
+                    grown = grown.removed(number);
                     assert!(removed.upgrade().is_none(), "{spread} {step}: leaked");
                 }
                 assert_eq!(grown.len(), present.len());
@@ -382,7 +416,7 @@ mod tests {
                 let at = at.index(regions.len());
                 let (start, len) = &mut regions[at];
                 if let Some((number, _)) = index.starting_at(*start) {
-                    index = index.changed(number, None);
+                    index = index.removed(number);
                     *len = 0;
                 }
             }

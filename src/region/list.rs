@@ -36,6 +36,11 @@ type Chunk<R> = Arc<[Arc<R>]>;
 /// `remove_region` of bench/rows.md measure chunks of 16.
 const MOST: usize = 16;
 
+/// The average number of regions in a chunk below which all regions are cut into new chunks.
+///
+/// Removals leave small chunks. New ones have at least twice as many, so they are rarely cut again.
+const FEWEST: usize = 4;
+
 enum Owner<R> {
     /// No region. A shared empty chunk would have a counter.
     None,
@@ -169,6 +174,10 @@ impl<R> RegionList<R> {
             number = number.saturating_add(1);
             place = place.saturating_sub(chunk.len());
         }
+        if chunks.len().saturating_mul(FEWEST) > self.len() {
+            let regions = chunks.iter().flat_map(|chunk| chunk.iter().cloned());
+            chunks = cut(regions.collect()).collect();
+        }
         Self::from_chunks(chunks)
     }
 }
@@ -242,6 +251,8 @@ mod tests {
                         let len = chunk.len();
                         assert!((1..=MOST).contains(&len), "a chunk of {len}");
                     }
+                    let fewest = FEWEST * owner.chunks.len();
+                    assert!(fewest <= self.len() + 1, "{fewest} for {}", self.len());
                     &owner.chunks
                 }
             };
@@ -304,6 +315,19 @@ mod tests {
                 assert_lists(&list, &model);
             }
             assert!(list.is_empty());
+        }
+    }
+
+    #[test]
+    fn list_with_small_chunks_is_cut_again() {
+        let most = if cfg!(miri) { 2 * MOST + 4 } else { 40 * MOST };
+        let mut list = RegionList::new((0..most).map(Arc::new).collect());
+        let mut model: Vec<_> = (0..most).collect();
+        // Leaves the first region of each chunk.
+        while let Some(at) = model.iter().position(|number| number % MOST != 0) {
+            model.remove(at);
+            list = list.changed(at, None);
+            assert_lists(&list, &model);
         }
     }
 

@@ -45,8 +45,9 @@ const FEW_BUCKETS: usize = 16;
 /// of none.
 const BUCKETS_PER_REGION: usize = 4;
 
-/// The minimum number of buckets per region in a table that is reused.
+/// The limits of the number of buckets per region in a table that is reused. A change copies it.
 const FEWEST_BUCKETS_PER_REGION: usize = 2;
+const MOST_BUCKETS_PER_REGION: usize = 32;
 
 impl BucketTable {
     /// Creates the table of regions that start at these addresses, in ascending order.
@@ -90,7 +91,8 @@ impl BucketTable {
     /// region, and `count` the number of regions, both after the change.
     ///
     /// Returns `None` if a new table is required. The region is or was the first one, the buckets
-    /// end before `last`, or they are too few or too many.
+    /// end before `last`, or they are too few or too many. The same applies to a few
+    /// regions, if the last one is removed: the buckets could be too large for the others.
     #[inline(always)]
     pub(super) fn changed(&self, start: u64, change: i16, last: u64, count: usize) -> Option<Self> {
         let bucket_of = |start: u64| to_usize(start.wrapping_sub(self.first) >> self.shift);
@@ -98,12 +100,16 @@ impl BucketTable {
         let needed = bucket_of(last).saturating_add(1).max(fewest);
         let numbers = match &self.numbers {
             _ if start <= self.first => return None,
-            Numbers::Few(numbers) if needed <= FEW_BUCKETS => {
+            Numbers::Few(numbers) if needed <= FEW_BUCKETS && start <= last => {
                 let ones = few_ones(bucket_of(start));
                 let change = i64::from(change).cast_unsigned();
                 Numbers::Few(numbers.wrapping_add(ones.wrapping_mul(change)))
             }
-            Numbers::Many(numbers) if count > FEW && needed <= numbers.len() => {
+            Numbers::Many(numbers)
+                if count > FEW
+                    && needed <= numbers.len()
+                    && numbers.len() <= count.saturating_mul(MOST_BUCKETS_PER_REGION) =>
+            {
                 let mut numbers: Arc<[u16]> = Arc::from(&**numbers);
                 let later = Arc::make_mut(&mut numbers).get_mut(bucket_of(start)..);
                 for number in later.unwrap_or_default() {
@@ -223,6 +229,21 @@ mod tests {
         let table = twenty_regions();
         assert!(table.changed(0x1800, 1, 0x14000, 64).is_some());
         assert!(table.changed(0x1800, 1, 0x14000, 65).is_none());
+    }
+
+    #[test]
+    fn changed_with_buckets_for_many_more_regions_returns_none() {
+        let table = BucketTable::new((0..1024u32).map(|start| u64::from(start) * 0x1000));
+        assert!(table.changed(0x2000, -1, 0x14000, 128).is_some());
+        assert!(table.changed(0x2000, -1, 0x14000, 127).is_none());
+    }
+
+    #[test]
+    fn changed_by_removal_of_last_of_few_regions_returns_none() {
+        let table = BucketTable::new([0, 1 << 32, 1 << 36].into_iter());
+        assert!(table.changed(1 << 36, -1, 1 << 32, 2).is_none());
+        assert!(table.changed(1 << 32, -1, 1 << 36, 2).is_some());
+        assert!(table.changed(1 << 35, 1, 1 << 36, 4).is_some());
     }
 
     #[test]
