@@ -5,6 +5,7 @@
 #![cfg(target_os = "linux")]
 
 use std::fs;
+use std::io::Write;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -147,6 +148,16 @@ fn huge_pages() -> Backing {
     Backing::Hugetlb { page_size: HUGE }
 }
 
+/// Creates a file on a tmpfs with a size limit.
+fn file_on_tmpfs(len: u64, test: &str) -> Option<fs::File> {
+    let Ok(file) = tempfile::tempfile_in("/dev/shm") else {
+        skipped(test, "no /dev/shm");
+        return None;
+    };
+    file.set_len(len).unwrap();
+    Some(file)
+}
+
 #[test]
 fn prefault_above_memory_limit_names_the_limit() {
     let test = "prefault_above_memory_limit_names_the_limit";
@@ -249,10 +260,9 @@ fn build_on_tmpfs_above_memory_limit_names_the_limit() {
     if !is_in_group(Controller::of_memory, 128 * MIB, test) {
         return;
     }
-    let Ok(file) = tempfile::tempfile_in("/dev/shm") else {
-        return skipped(test, "no /dev/shm");
+    let Some(file) = file_on_tmpfs(512 * MIB, test) else {
+        return;
     };
-    file.set_len(512 * MIB).unwrap();
     let backing = || Backing::shared_file(file.try_clone().unwrap(), 0);
     // The build allocates space for a file on a tmpfs with a size limit.
     let error = build(region(0, 512 * MIB, backing())).unwrap_err();
@@ -266,6 +276,62 @@ fn build_on_tmpfs_above_memory_limit_names_the_limit() {
     let memory = build(blocks).unwrap();
     let error = plug(&memory, GuestAddress(0), 256 * MIB).unwrap_err();
     assert!(matches!(error, ChangeError::ControlGroup { .. }), "{error}");
+}
+
+/// Pages that are allocated take no more memory. mincore(2) does not report those that were never
+/// written.
+#[test]
+fn prefault_of_allocated_pages_of_tmpfs_succeeds_near_memory_limit() {
+    let test = "prefault_of_allocated_pages_of_tmpfs_succeeds_near_memory_limit";
+    if !is_in_group(Controller::of_memory, 128 * MIB, test) {
+        return;
+    }
+    let Some(file) = file_on_tmpfs(100 * MIB, test) else {
+        return;
+    };
+    let go_on = |_| ControlFlow::Continue(());
+    let whole = || {
+        let backing = Backing::shared_file(file.try_clone().unwrap(), 0);
+        MemoryBuilder::new().region(region(0, 100 * MIB, backing))
+    };
+    let memory: GuestMemoryMmap = whole().build().unwrap();
+    prefault(&memory, NonZeroUsize::MIN, go_on).unwrap();
+    drop(memory);
+    // The build allocates the pages first.
+    file.set_len(0).unwrap();
+    file.set_len(100 * MIB).unwrap();
+    let builder = whole().prefault(NonZeroUsize::MIN, go_on);
+    builder.build::<()>().unwrap();
+}
+
+/// A private mapping reads the pages of its file, and does not copy them before it is written to.
+#[test]
+fn build_of_private_file_in_memory_succeeds_near_memory_limit() {
+    let test = "build_of_private_file_in_memory_succeeds_near_memory_limit";
+    if !is_in_group(Controller::of_memory, 128 * MIB, test) {
+        return;
+    }
+    let memfd = rustix::fs::memfd_create("saved", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let memfd = fs::File::from(memfd);
+    let tmpfs = file_on_tmpfs(100 * MIB, test);
+    for file in [memfd].into_iter().chain(tmpfs) {
+        let mut writer = &file;
+        for _ in 0..100 {
+            writer.write_all(&[1; MIB as usize]).unwrap();
+        }
+        let whole = || {
+            let backing = Backing::private_file(file.try_clone().unwrap(), 0);
+            region(0, 100 * MIB, backing)
+        };
+        let builder = MemoryBuilder::new().region(whole());
+        let go_on = |_| ControlFlow::Continue(());
+        let builder = builder.prefault(NonZeroUsize::MIN, go_on);
+        builder.build::<()>().unwrap();
+        // A lock copies all pages.
+        let error = build(whole().lock(Lock::Now)).map(drop).unwrap_err();
+        assert!(matches!(error, BuildError::ControlGroup { .. }), "{error}");
+        file.set_len(0).unwrap();
+    }
 }
 
 #[test]

@@ -23,6 +23,8 @@ mod windows;
 pub use guest_region::{provisioned, HostMapped};
 pub(crate) use guest_region::{span_of, usable};
 pub(crate) use parts::{parts, Part};
+#[cfg(target_os = "linux")]
+pub(crate) use system::FileRanges;
 pub(crate) use system::{FileIdentity, OpenedBacking, PageState};
 
 /// The state of a mapping that only this system has.

@@ -292,24 +292,30 @@ fn populate(step: &Step<'_>) -> io::Result<()> {
     plugged.try_for_each(|(offset, len)| populate_pages(mapping, offset, len))
 }
 
+/// Returns the accessible ranges of a mapping, as offset and length.
+pub(super) fn accessible(mapping: &HostMapping) -> Vec<(usize, usize)> {
+    match mapping.plugged_blocks() {
+        Some(blocks) => blocks.runs().collect(),
+        None => vec![(0, mapping.mapped().len())],
+    }
+}
+
 /// Divides the accessible parts of a mapping into steps.
 pub(super) fn steps<'a>(
     &(region, mapping): &(Span, &'a HostMapping),
 ) -> impl Iterator<Item = Step<'a>> + use<'a> {
-    let whole = (0, mapping.mapped().len());
-    let plugged = mapping
-        .plugged_blocks()
-        .map_or_else(|| vec![whole], |blocks| blocks.runs().collect());
     let page = usize::try_from(mapping.page_size()).unwrap_or(STEP);
     let step = STEP.max(page);
-    plugged.into_iter().flat_map(move |(start, len)| {
-        (0..len).step_by(step).map(move |at| Step {
-            region,
-            mapping,
-            offset: start.saturating_add(at),
-            len: len.saturating_sub(at).min(step),
+    accessible(mapping)
+        .into_iter()
+        .flat_map(move |(start, len)| {
+            (0..len).step_by(step).map(move |at| Step {
+                region,
+                mapping,
+                offset: start.saturating_add(at),
+                len: len.saturating_sub(at).min(step),
+            })
         })
-    })
 }
 
 #[cfg(test)]

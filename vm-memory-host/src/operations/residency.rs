@@ -46,7 +46,9 @@ pub struct Residency {
     ///
     /// These are the pages of this process, and the pages of the file, including those that other
     /// processes populated. Anonymous pages that were only read count, although all of them are one
-    /// shared page of zeroes; `mapped` excludes them.
+    /// shared page of zeroes; `mapped` excludes them. Pages that fallocate(2) has allocated on a
+    /// tmpfs do not count before their first access: the kernel does not report them by range. A
+    /// build allocates such pages on a tmpfs with a size limit.
     ///
     /// The kernel hides the page cache of a file that this process neither owns nor may write:
     /// all of it then counts as resident. For a part of a file of huge pages, only the pages that
@@ -60,7 +62,8 @@ pub struct Residency {
     /// The bytes of the region's file that are in memory: its page cache, or its pages on a tmpfs.
     ///
     /// Other processes may use the same pages. A discard of a private file does not free them. The
-    /// kernel can reclaim the page cache of a disk, but writes pages of a tmpfs to swap only. For a
+    /// kernel can reclaim the page cache of a disk, but writes pages of a tmpfs to swap only. Pages
+    /// of a tmpfs that were allocated and never accessed do not count, as in `resident`. For a
     /// private part of a file of huge pages, this is an upper bound.
     pub file: u64,
     /// The bytes that this process has mapped (`Rss` of /proc/thread-self/smaps, and hugetlb

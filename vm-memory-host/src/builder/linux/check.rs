@@ -105,7 +105,7 @@ pub(super) fn huge_page_groups(
         let (needed, limit) = sizes
             .entry(size)
             .or_insert_with(|| (Needed::default(), host.huge_page_limit(size, true)));
-        if needed.add(region, backing) == 0 {
+        if needed.add(region, backing, true) == 0 {
             continue;
         }
         match limit {
@@ -176,7 +176,9 @@ pub(super) fn memory(
         if populates {
             counted.blocks = None;
         }
-        needed.add(&counted, backing);
+        // A lock of private memory copies its pages, and a prefault reads them.
+        let copies = (populates || region.options.lock == Lock::Now) && !region.options.read_only;
+        needed.add(&counted, backing, copies);
         let (wanted, region) = (needed.total(), region.span());
         let (available, limit) =
             limits.get_or_insert_with(|| (host.available_memory(), host.memory_limit()));

@@ -1,10 +1,9 @@
 //! [`Needed`]: the memory that several regions need together.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use super::check::initial_size;
-use crate::mapping::{FileIdentity, OpenedBacking};
+use crate::mapping::{FileIdentity, FileRanges, OpenedBacking};
 use crate::operations::resident_in_file;
 use crate::region::{BackingKind, Region};
 
@@ -23,17 +22,22 @@ use crate::region::{BackingKind, Region};
 pub(super) struct Needed {
     total: u64,
     /// The ranges that the regions of each file map.
-    files: BTreeMap<FileIdentity, Ranges>,
+    files: BTreeMap<FileIdentity, FileRanges>,
 }
 
 impl Needed {
     /// Adds the initial bytes of a region, and returns by how much the sum grew.
-    pub(super) fn add(&mut self, region: &Region, backing: &OpenedBacking) -> u64 {
+    ///
+    /// `copies` is whether the build copies the pages of a private memfd, which are then in memory
+    /// twice.
+    pub(super) fn add(&mut self, region: &Region, backing: &OpenedBacking, copies: bool) -> u64 {
         let size = initial_size(region);
+        let is_private_memfd = backing.kind == BackingKind::Memfd && !backing.is_shared();
+        let copied = if copies && is_private_memfd { size } else { 0 };
         let more = match (backing.identity, &backing.file) {
             (Some(identity), Some((file, start))) if backing.uses_pages_of_file() => {
                 let needs = self.files.entry(identity).or_default();
-                let before = backing.missing(needs.total);
+                let before = backing.missing(needs.total());
                 let mut added = Vec::new();
                 if region.blocks.is_none() {
                     added.append(&mut needs.insert(*start, size));
@@ -49,11 +53,12 @@ impl Needed {
                         sum.saturating_add(len.saturating_sub(resident))
                     })
                 } else {
-                    backing.missing(needs.total).saturating_sub(before)
+                    backing.missing(needs.total()).saturating_sub(before)
                 }
             }
             _ => size,
         };
+        let more = more.saturating_add(copied);
         self.total = self.total.saturating_add(more);
         more
     }
@@ -61,42 +66,6 @@ impl Needed {
     /// Returns the sum.
     pub(super) fn total(&self) -> u64 {
         self.total
-    }
-}
-
-/// Disjoint ranges of a file, as start and end. No range is adjacent to another one.
-#[derive(Default)]
-struct Ranges {
-    ends: BTreeMap<u64, u64>,
-    /// The number of bytes in all ranges.
-    total: u64,
-}
-
-impl Ranges {
-    /// Adds a range, which may overlap others. Returns its parts that no range has covered before.
-    fn insert(&mut self, start: u64, len: u64) -> Vec<Range<u64>> {
-        let Range { mut start, mut end } = start..start.saturating_add(len);
-        let (first, mut rest, mut added) = (start, end, Vec::new());
-        // Each step removes a range, so the cost of all calls grows with their number only.
-        while let Some((&other, &other_end)) = self.ends.range(..=end).next_back() {
-            if other_end < start {
-                break;
-            }
-            if other_end < rest {
-                added.push(other_end..rest);
-            }
-            rest = rest.min(other);
-            self.ends.remove(&other);
-            self.total = self.total.saturating_sub(other_end.saturating_sub(other));
-            (start, end) = (start.min(other), end.max(other_end));
-        }
-        self.ends.insert(start, end);
-        self.total = self.total.saturating_add(end.saturating_sub(start));
-        if first < rest {
-            added.push(first..rest);
-        }
-        added.reverse();
-        added
     }
 }
 
@@ -114,11 +83,15 @@ mod tests {
 
     /// Returns the sum for `regions`.
     fn needed(regions: Vec<Region>) -> u64 {
+        needed_with(regions, false)
+    }
+
+    fn needed_with(regions: Vec<Region>, copies: bool) -> u64 {
         let host = HostResources::current();
         let mut needed = Needed::default();
         for region in regions {
             let backing = open(&region, &host).unwrap();
-            needed.add(&region, &backing);
+            needed.add(&region, &backing, copies);
         }
         needed.total()
     }
@@ -136,9 +109,13 @@ mod tests {
         assert_eq!(needed(vec![shared(0, 8)]), 4 * PAGE);
         assert_eq!(needed(vec![shared(0, 4), shared(4, 4)]), 4 * PAGE);
         assert_eq!(needed(vec![shared(0, 4)]), 0);
-        // Bytes that two regions map need their pages once. Private copies need their own.
+        // Bytes that two regions map need their pages once, also if one of them is private. Copies
+        // need their own.
         assert_eq!(needed(vec![shared(0, 6), shared(2, 6)]), 4 * PAGE);
-        assert_eq!(needed(vec![shared(0, 8), private(0, 8)]), 12 * PAGE);
+        let both = vec![shared(0, 8), private(0, 8)];
+        assert_eq!(needed(both.clone()), 4 * PAGE);
+        assert_eq!(needed_with(both, true), 12 * PAGE);
+        assert_eq!(needed(vec![private(0, 4)]), 0);
         let other = Region::new(GuestAddress(0), 8 * PAGE).backing(Backing::Memfd);
         assert_eq!(needed(vec![shared(0, 8), other]), 12 * PAGE);
         let block = NonZeroU64::new(PAGE).unwrap();
@@ -149,23 +126,5 @@ mod tests {
         assert_eq!(needed(vec![shared(4, 4)]), 4 * PAGE);
         crate::sys::allocate_range(&file, 8 * PAGE, 8 * PAGE).unwrap();
         assert_eq!(needed(vec![shared(0, 8)]), 4 * PAGE);
-    }
-
-    #[test]
-    fn ranges_insert_counts_each_byte_once() {
-        for seed in 0..200 {
-            let mut random = fastrand::Rng::with_seed(seed);
-            let (mut ranges, mut all) = (Ranges::default(), [false; 32]);
-            for step in 0..8 {
-                let (start, len) = (random.u64(..16), random.u64(..16));
-                let added = ranges.insert(start, len);
-                let is_new = |at: &u64| !all[*at as usize];
-                let expected: Vec<_> = (start..start + len).filter(is_new).collect();
-                assert_eq!(added.into_iter().flatten().collect::<Vec<_>>(), expected);
-                all[start as usize..(start + len) as usize].fill(true);
-                let count = all.iter().filter(|has| **has).count();
-                assert_eq!(ranges.total, count as u64, "{seed} {step}");
-            }
-        }
     }
 }

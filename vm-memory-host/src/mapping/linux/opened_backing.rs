@@ -43,9 +43,15 @@ impl OpenedBacking {
     }
 
     /// Returns whether the region uses the pages that the file already has.
+    ///
+    /// A private mapping uses those of a memfd until it is written to. Huge pages are reserved for
+    /// all its copies.
     pub(crate) fn uses_pages_of_file(&self) -> bool {
-        let is_in_memory = matches!(self.kind, BackingKind::Memfd | BackingKind::Hugetlb);
-        is_in_memory && self.is_shared()
+        match self.kind {
+            BackingKind::Memfd => true,
+            BackingKind::Hugetlb => self.is_shared(),
+            BackingKind::Anonymous | BackingKind::File => false,
+        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! Populates pages, and finds the reason if that fails.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use super::usage::known_resident;
 use crate::error::PrefaultError;
 use crate::host::HostResources;
-use crate::mapping::{to_u64, HostMapping};
-use crate::operations::prefault::steps;
+use crate::mapping::{to_u64, FileIdentity, FileRanges, HostMapping};
+use crate::operations::prefault::accessible;
 use crate::region::{BackingKind, Lock, Sharing, Span};
 use crate::sys::{Advice, Cpus};
 
@@ -50,23 +51,15 @@ pub(in crate::operations) fn check_memory(
         return Ok(());
     };
     let all = host.total_memory().unwrap_or(u64::MAX);
-    // Huge pages come from a pool. The page cache of files is reclaimable unless it is locked.
-    let own = || {
-        let mappings = mappings.iter();
-        mappings.filter(|(_, mapping)| match mapping.kind() {
-            BackingKind::Anonymous | BackingKind::Memfd => true,
-            BackingKind::File => mapping.options.lock != Lock::No,
-            BackingKind::Hugetlb => false,
-        })
-    };
-    let lengths = own().flat_map(steps).map(|step| to_u64(step.len));
-    let mut wanted = lengths.fold(0u64, u64::saturating_add);
+    let parts = parts_to_check(mappings);
+    let lengths = parts.iter().flat_map(|(_, ranges)| ranges);
+    let mut wanted = lengths.fold(0u64, |sum, (_, len)| sum.saturating_add(to_u64(*len)));
     if wanted <= available.saturating_add(all) {
-        for (_, mapping) in own() {
+        for (mapping, ranges) in &parts {
             if wanted <= available {
                 return Ok(());
             }
-            wanted = wanted.saturating_sub(known_resident(mapping).unwrap_or(0));
+            wanted = wanted.saturating_sub(known_resident(mapping, ranges).unwrap_or(0));
         }
     }
     if wanted <= available {
@@ -83,6 +76,47 @@ pub(in crate::operations) fn check_memory(
         }
         _ => PrefaultError::Memory { wanted, available },
     })
+}
+
+/// Returns the ranges of each mapping whose pages may have to be allocated.
+///
+/// Bytes of a file that several mappings have are in the ranges of the first one only.
+fn parts_to_check<'a>(
+    mappings: &[(Span, &'a HostMapping)],
+) -> Vec<(&'a HostMapping, Vec<(usize, usize)>)> {
+    let mut files: BTreeMap<FileIdentity, FileRanges> = BTreeMap::new();
+    let mut parts = Vec::new();
+    for &(_, mapping) in mappings {
+        let backing = &mapping.backing;
+        // Huge pages come from a pool. The page cache of files is reclaimable unless it is locked.
+        // The build, or a plug, has allocated the pages of a limited tmpfs, and mincore(2) does not
+        // report those that were never written.
+        let may_take_memory = match backing.kind {
+            BackingKind::Anonymous => true,
+            BackingKind::Memfd => !(backing.own_tmpfs && backing.allocated),
+            BackingKind::File => mapping.options.lock != Lock::No,
+            BackingKind::Hugetlb => false,
+        };
+        if !may_take_memory {
+            continue;
+        }
+        let mut ranges = accessible(mapping);
+        if let (Some(identity), Some((_, start))) = (backing.identity, &backing.file) {
+            let file = files.entry(identity).or_default();
+            let in_file = ranges.into_iter().flat_map(|(offset, len)| {
+                file.insert(start.saturating_add(to_u64(offset)), to_u64(len))
+            });
+            // The offsets and lengths of a mapping fit, because it has these addresses.
+            let in_mapping = in_file.filter_map(|range| {
+                let offset = usize::try_from(range.start.saturating_sub(*start)).ok()?;
+                let len = usize::try_from(range.end.saturating_sub(range.start)).ok()?;
+                Some((offset, len))
+            });
+            ranges = in_mapping.collect();
+        }
+        parts.push((mapping, ranges));
+    }
+    parts
 }
 
 /// Replaces an error by a more specific one, if a file is too short or a control group allows no
@@ -158,7 +192,7 @@ mod tests {
     use super::*;
     use crate::mapping::provisioned;
     use crate::mapping::span_of;
-    use crate::operations::prefault::{queues, Queue};
+    use crate::operations::prefault::{queues, steps, Queue};
     use crate::{sys, MemoryBuilder, NumaPolicy, Region, Unplugged};
     use std::num::NonZeroU64;
     use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -244,6 +278,47 @@ mod tests {
             return test_support::skipped(test, "needs root, to become another user");
         }
         assert!(sys::in_child(|| is_other() && is_refused()));
+    }
+
+    #[test]
+    fn check_memory_counts_bytes_of_two_regions_once() {
+        const SIZE: u64 = 16 << 20;
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("proc")).unwrap();
+        let meminfo = "MemTotal: 65536 kB\nMemAvailable: 8192 kB\n";
+        std::fs::write(directory.path().join("proc/meminfo"), meminfo).unwrap();
+        let host = HostResources::at(directory.path());
+        let file = sys::memfd(c"twice", SIZE, None).unwrap();
+        // The regions overlap in 8 MiB, of which 4 MiB are present.
+        let region = |start: u64, offset| {
+            let backing = crate::Backing::shared_file(file.try_clone().unwrap(), offset);
+            Region::new(GuestAddress(start), SIZE - offset).backing(backing)
+        };
+        let memory: GuestMemoryMmap = MemoryBuilder::new()
+            .region(region(0, 0))
+            .region(region(1 << 32, SIZE / 2))
+            .allow_shared_bytes(true)
+            .build()
+            .unwrap();
+        let mappings: Vec<_> = memory
+            .iter()
+            .map(|region| (span_of(region), provisioned(region).unwrap()))
+            .collect();
+        let wanted = || match check_memory(&mappings, &host) {
+            Err(PrefaultError::Memory { wanted, .. }) => Some(wanted),
+            _ => None,
+        };
+        assert_eq!(wanted(), Some(SIZE));
+        let populate = |offset| {
+            let mapped = mappings[1].1.mapped();
+            mapped
+                .advise(offset, 4 << 20, Advice::PopulateWrite)
+                .unwrap();
+        };
+        populate(0);
+        assert_eq!(wanted(), Some(SIZE - (4 << 20)));
+        populate(4 << 20);
+        assert_eq!(wanted(), None);
     }
 
     /// The pages of a block stay if the guest touches it after an unplug.

@@ -119,17 +119,14 @@ fn resident_of_file(mapping: &HostMapping, resident: u64) -> io::Result<u64> {
     }
 }
 
-/// Returns the number of accessible bytes of a mapping that are in memory.
+/// Returns the number of bytes of some ranges of a mapping that are in memory.
 ///
-/// Pages of unplugged blocks do not count. Returns 0 if the kernel hides the number, where
-/// [`resident`] returns the length of the mapping.
-pub(crate) fn known_resident(mapping: &HostMapping) -> io::Result<u64> {
-    match (mapping.file(), mapping.plugged_blocks()) {
-        (Some((file, _)), _) if mapping.kind() == BackingKind::Memfd && hides_residency(file)? => {
-            Ok(0)
-        }
-        (_, None) => resident(mapping),
-        (_, Some(blocks)) => blocks.runs().try_fold(0u64, |sum, (offset, len)| {
+/// Returns 0 if the kernel hides the number, where [`resident`] returns the length of the mapping.
+/// For huge pages, only the pages that this process maps count.
+pub(crate) fn known_resident(mapping: &HostMapping, ranges: &[(usize, usize)]) -> io::Result<u64> {
+    match mapping.file() {
+        Some((file, _)) if mapping.kind() == BackingKind::Memfd && hides_residency(file)? => Ok(0),
+        _ => ranges.iter().try_fold(0u64, |sum, &(offset, len)| {
             Ok(sum.saturating_add(mincore_bytes(mapping, offset, len)?))
         }),
     }
