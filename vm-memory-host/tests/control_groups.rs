@@ -335,6 +335,31 @@ fn build_of_private_file_in_memory_succeeds_near_memory_limit() {
 }
 
 #[test]
+fn plug_frees_old_pages_of_tmpfs_before_it_checks_the_memory_limit() {
+    let test = "plug_frees_old_pages_of_tmpfs_before_it_checks_the_memory_limit";
+    if !is_in_group(Controller::of_memory, 128 * MIB, test) {
+        return;
+    }
+    let Some(file) = file_on_tmpfs(128 * MIB, test) else {
+        return;
+    };
+    // A device may access a block while the guest unplugs it.
+    if let Err(error) = vm_memory::fault::install() {
+        return skipped(test, error);
+    }
+    // Allocated and never written: mincore(2) does not report these pages.
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 64 * MIB).unwrap();
+    let block = NonZeroU64::new(64 * MIB).unwrap();
+    let backing = Backing::shared_file(file, 0);
+    let blocks = region(0, 128 * MIB, backing).blocks(block, Unplugged::Mapped);
+    let memory = build(blocks).unwrap();
+    let plugged = plug(&memory, GuestAddress(0), 64 * MIB).unwrap();
+    assert_eq!(plugged, 64 * MIB);
+    let error = plug(&memory, GuestAddress(64 * MIB), 64 * MIB).unwrap_err();
+    assert!(matches!(error, ChangeError::ControlGroup { .. }), "{error}");
+}
+
+#[test]
 fn build_of_regions_of_one_file_above_memory_limit_names_the_limit() {
     let test = "build_of_regions_of_one_file_above_memory_limit_names_the_limit";
     if !is_in_group(Controller::of_memory, 128 * MIB, test) {

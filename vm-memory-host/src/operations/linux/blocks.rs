@@ -78,12 +78,33 @@ fn unplugged_bytes<R: HostMapped>(part: &Part<'_, R>) -> u64 {
 /// allocate.
 ///
 /// The kernel ends a process that needs more. Huge pages above their limit are refused.
+///
+/// If memory is short, this frees the pages that the file has in the unplugged blocks, as the plug
+/// would do first, and checks again. The kernel does not report how many these are: mincore(2)
+/// omits pages that were allocated and never written.
 pub(in crate::operations) fn check_memory<R: HostMapped>(
     part: &Part<'_, R>,
 ) -> Result<(), ChangeError> {
-    if !part.mapping.backing.own_tmpfs || !part.mapping.backing.allocated {
+    let mapping = part.mapping;
+    if !mapping.backing.own_tmpfs || !mapping.backing.allocated {
         return Ok(());
     }
+    if has_memory(part).is_ok() {
+        return Ok(());
+    }
+    let refused = |source| part.refused(PLUG, source);
+    let changes = mapping.lock_changes().map_err(refused)?;
+    if let Some(record) = mapping.plugged_blocks() {
+        for (offset, len) in unplugged_runs(record, part.offset, part.len) {
+            free_pages(&changes, offset, len).map_err(refused)?;
+        }
+    }
+    drop(changes);
+    has_memory(part)
+}
+
+/// Compares the bytes of the unplugged blocks with the memory that is available.
+fn has_memory<R: HostMapped>(part: &Part<'_, R>) -> Result<(), ChangeError> {
     let (wanted, host) = (unplugged_bytes(part), HostResources::current());
     match host.available_memory() {
         Some(available) if available < wanted => {
