@@ -4,7 +4,8 @@
 //! memory. The guest's CPUs use that memory at the same time. It is a drop-in replacement for the
 //! published crate `vm-memory` 0.18.0. The file `docs/differences.md` of the repository lists the
 //! behaviour that differs. The crate `vm-memory-host` builds guest RAM from memfds, huge pages and
-//! files, and returns pages to the system. The crate `vm-memory-vhost` is for vhost-user back ends.
+//! files, and returns pages to the system. The crate `vm-memory-kvm` has the memory slots of KVM,
+//! and `vm-memory-vhost` is for vhost-user back ends.
 //!
 //! ```text
 //!     device, loader, migration
@@ -157,10 +158,10 @@
 //! | run time | [`atomic::RetiredMap::wait`], [`iommu::Invalidation::wait`], [`iommu::AskingIommu`] | if the vDSO does not read the clock | `clock_gettime` |
 //!
 //! Locks call `futex` where threads contend, and the allocator makes calls of its own. A mapping
-//! that ends a wait of an [`iommu::AskingIommu`] calls `futex`. The crates `vm-memory-host` and
-//! `vm-memory-vhost` have tables of their own functions. The test `tests/system_calls.rs` of each
-//! crate traces the calls, and compares them with its table. Other tests cover the rows of other
-//! signals and of Xen guests.
+//! that ends a wait of an [`iommu::AskingIommu`] calls `futex`. The crates `vm-memory-host`,
+//! `vm-memory-kvm` and `vm-memory-vhost` have tables of their own functions. The test
+//! `tests/system_calls.rs` of each crate traces the calls, and compares them with its table. Other
+//! tests cover the rows of other signals and of Xen guests.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Production code obeys these; tests may panic. The lints for both are in Cargo.toml.

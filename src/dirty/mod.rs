@@ -16,8 +16,8 @@
 //! | writer | its record of dirty pages | add it by |
 //! |---|---|---|
 //! | this process | the bitmaps of the regions | [`DirtyMemory::harvest`] |
-//! | vCPUs | `KVM_GET_DIRTY_LOG` | [`LogWords::kvm`], [`DirtyMemory::harvest_with`] |
-//! | vCPUs | KVM's dirty ring | [`DirtyMemory::insert_ring`] |
+//! | vCPUs | `KVM_GET_DIRTY_LOG` | [`LogWords::kvm`], or the crate `vm-memory-kvm` |
+//! | vCPUs | KVM's dirty ring | [`DirtyMemory::insert_ring`], or the crate `vm-memory-kvm` |
 //! | a vhost device in the kernel | `VHOST_SET_LOG_BASE` | [`LogWords`], [`DirtyMemory::harvest_with`] |
 //! | a passed-through device | VFIO's and iommufd's logs, by IOVA | `DirtyMemory::insert_iova_log`, feature `iommu` |
 //! | a vhost-user back end | a log in shared memory | `vm_memory_vhost::log::SharedLog`, [`DirtyMemory::harvest_with`] |

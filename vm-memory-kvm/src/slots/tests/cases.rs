@@ -1,0 +1,272 @@
+//! Single cases.
+
+use vm_memory::{GuestAddress, Permissions};
+
+use super::{page_size, pages_of, slots_with, DirtyLog, LIMIT};
+use crate::error::{SlotAction, SlotError};
+
+#[test]
+fn remove_of_the_middle_of_a_slot_keeps_both_ends() {
+    let (slots, double) = slots_with(DirtyLog::Bitmap, None);
+    slots.add_pages(0, 100, 1000).unwrap();
+    slots.remove_pages(40, 20).unwrap();
+    assert_eq!(slots.pages(), [(0, 40), (60, 40)]);
+    let hosts: Vec<_> = double
+        .slots()
+        .iter()
+        .map(|(range, _)| range.host / page_size())
+        .collect();
+    assert_eq!(hosts, [1000, 1060]);
+}
+
+#[test]
+fn add_with_a_slot_size_cuts_at_its_multiples_only() {
+    let (slots, _) = slots_with(DirtyLog::Bitmap, Some(16));
+    slots.add_pages(8, 40, 1000).unwrap();
+    assert_eq!(slots.pages(), [(8, 8), (16, 16), (32, 16)]);
+    slots.remove_pages(16, 16).unwrap();
+    assert_eq!(slots.pages(), [(8, 8), (32, 16)]);
+}
+
+#[test]
+fn add_with_too_few_slots_names_the_needed_and_available_ones() {
+    let (slots, _) = slots_with(DirtyLog::Bitmap, Some(1));
+    slots.add_pages(0, 3, 1000).unwrap();
+    let error = slots.add_pages(100, 1 << 40, 1000).unwrap_err();
+    let SlotError::TooManySlots {
+        needed,
+        available,
+        limit,
+    } = error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!((needed, available, limit), (1 << 40, 5, u64::from(LIMIT)));
+    // The numbers of deleted slots are used again.
+    slots.remove_pages(0, 3).unwrap();
+    slots.add_pages(50, 8, 1000).unwrap();
+    let error = slots.add_pages(100, 1, 1000).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("needs 1 memory slots, but 0 of 8 are available"),
+        "{error}"
+    );
+}
+
+#[test]
+fn remove_of_a_part_without_a_free_slot_changes_nothing() {
+    let (slots, _) = slots_with(DirtyLog::Bitmap, None);
+    for number in 0..u64::from(LIMIT) {
+        slots.add_pages(number * 10, 5, 1000).unwrap();
+    }
+    let before = slots.slots();
+    let error = slots.remove_pages(1, 1).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            SlotError::TooManySlots {
+                needed: 1,
+                available: 0,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert_eq!(slots.slots(), before);
+    // The rest of a slot may use its number.
+    slots.remove_pages(0, 1).unwrap();
+}
+
+#[test]
+fn add_of_ranges_that_kvm_would_refuse_returns_an_error() {
+    let (slots, double) = slots_with(DirtyLog::Bitmap, None);
+    let page = page_size();
+    slots.add_pages(10, 10, 1000).unwrap();
+    let host = std::ptr::without_provenance_mut(page as usize);
+    let add = |start: u64, len: u64, host: *mut u8| {
+        let added = slots.add_range(GuestAddress(start), len, host, Permissions::ReadWrite);
+        added.unwrap_err()
+    };
+    for (start, len) in [(0, 0), (1, page), (0, page - 1)] {
+        assert!(matches!(add(start, len, host), SlotError::NotPages { .. }));
+    }
+    assert!(matches!(
+        add(0, page, host.wrapping_byte_add(1)),
+        SlotError::HostAddress { .. }
+    ));
+    assert!(matches!(
+        add(0u64.wrapping_sub(page), 2 * page, host),
+        SlotError::PastTheEnd { .. }
+    ));
+    let last = std::ptr::without_provenance_mut(0usize.wrapping_sub(page as usize));
+    assert!(matches!(
+        add(0, 2 * page, last),
+        SlotError::PastTheEnd { .. }
+    ));
+    for (start, len) in [(9, 2), (19, 1), (12, 2), (0, 100)] {
+        assert!(matches!(
+            add(start * page, len * page, host),
+            SlotError::Overlap { .. }
+        ));
+    }
+    assert_eq!(double.slots().len(), 1);
+}
+
+#[test]
+fn add_of_an_alias_logs_writes_by_their_own_guest_address() {
+    let (slots, double) = slots_with(DirtyLog::Bitmap, None);
+    slots.add_pages(0, 10, 1000).unwrap();
+    slots.add_pages(50, 10, 1000).unwrap();
+    slots.set_tracking(true).unwrap();
+    assert_eq!(double.write(53), Some(true));
+    assert_eq!(pages_of(&slots.take_log().unwrap()), [53].into());
+}
+
+#[test]
+fn take_log_with_a_refused_call_keeps_pages_for_the_next_harvest() {
+    for log in [DirtyLog::Bitmap, DirtyLog::Manual { max_pages: 64 }] {
+        let (slots, double) = slots_with(log, None);
+        slots.add_pages(0, 200, 1000).unwrap();
+        slots.add_pages(300, 10, 1000).unwrap();
+        slots.set_tracking(true).unwrap();
+        for page in [1, 100, 301] {
+            double.write(page);
+        }
+        // The second call: the log of the second slot, or the first piece of the first slot.
+        double.fail(Some((1, 1)));
+        let error = slots.take_log().unwrap_err();
+        assert!(matches!(error, SlotError::Kvm { .. }), "{error}");
+        assert_eq!(pages_of(&slots.take_log().unwrap()), [1, 100, 301].into());
+        assert!(slots.take_log().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn take_log_in_pieces_clears_only_pieces_that_have_pages() {
+    let (slots, double) = slots_with(DirtyLog::Manual { max_pages: 130 }, None);
+    slots.add_pages(0, 300, 1000).unwrap();
+    slots.set_tracking(true).unwrap();
+    for page in [0, 299] {
+        double.write(page);
+    }
+    assert_eq!(pages_of(&slots.take_log().unwrap()), [0, 299].into());
+    assert_eq!(double.cleared(), [(0, 128), (256, 44)]);
+}
+
+#[test]
+fn take_log_after_tracking_stops_returns_earlier_pages() {
+    for log in [
+        DirtyLog::Bitmap,
+        DirtyLog::Manual { max_pages: 64 },
+        DirtyLog::Ring { entries: 4 },
+    ] {
+        let (slots, double) = slots_with(log, None);
+        slots.add_pages(0, 10, 1000).unwrap();
+        slots.set_tracking(true).unwrap();
+        double.write(3);
+        slots.set_tracking(false).unwrap();
+        double.write(4);
+        slots.set_tracking(true).unwrap();
+        double.write(5);
+        assert_eq!(pages_of(&slots.take_log().unwrap()), [3, 5].into());
+    }
+}
+
+#[test]
+fn take_log_after_a_split_returns_all_pages_of_the_slot() {
+    let (slots, double) = slots_with(DirtyLog::Bitmap, None);
+    slots.add_pages(0, 10, 1000).unwrap();
+    slots.set_tracking(true).unwrap();
+    double.write(3);
+    slots.remove_pages(5, 1).unwrap();
+    assert_eq!(pages_of(&slots.take_log().unwrap()), (0..10).collect());
+    double.write(7);
+    assert_eq!(pages_of(&slots.take_log().unwrap()), [7].into());
+}
+
+#[test]
+fn remove_of_a_slot_with_entries_in_a_ring_keeps_its_pages() {
+    let (slots, double) = slots_with(DirtyLog::Ring { entries: 4 }, None);
+    slots.add_pages(0, 10, 1000).unwrap();
+    slots.set_tracking(true).unwrap();
+    double.write(3);
+    slots.set_tracking(false).unwrap();
+    slots.remove_pages(0, 10).unwrap();
+    assert!(pages_of(&slots.take_log().unwrap()).contains(&3));
+}
+
+#[test]
+fn drain_rings_with_entries_of_unknown_slots_counts_them() {
+    let (slots, double) = slots_with(DirtyLog::Ring { entries: 4 }, None);
+    slots.add_pages(0, 10, 1000).unwrap();
+    slots.set_tracking(true).unwrap();
+    let ring = double.ring();
+    // Number 5 has no slot, slot 0 has no page 10, and no slot has such numbers.
+    for (place, (slot, page)) in [(5, 0), (0, 10), (u32::MAX, u64::MAX), (0, 9)]
+        .iter()
+        .enumerate()
+    {
+        assert!(ring.push(place, *slot, *page));
+    }
+    slots.drain_rings().unwrap();
+    let logs = slots.take_log().unwrap();
+    assert_eq!((logs.unknown_entries(), pages_of(&logs)), (3, [9].into()));
+    assert_eq!(slots.take_log().unwrap().unknown_entries(), 0);
+}
+
+#[test]
+fn ring_calls_without_a_ring_return_an_error() {
+    let (slots, _) = slots_with(DirtyLog::Bitmap, None);
+    assert!(matches!(slots.drain_rings(), Err(SlotError::NoRing)));
+}
+
+#[test]
+fn remove_that_is_refused_twice_lists_the_lost_range() {
+    let (slots, double) = slots_with(DirtyLog::Bitmap, None);
+    slots.add_pages(0, 10, 1000).unwrap();
+    // The slot is deleted. Its rest cannot be created, and neither can the slot.
+    double.fail(Some((1, 9)));
+    let error = slots.remove_pages(5, 1).unwrap_err();
+    let SlotError::NotUndone {
+        lost,
+        remaining,
+        source,
+        ..
+    } = &error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!(*lost, [(GuestAddress(0), 10 * page_size())]);
+    assert!(remaining.is_empty());
+    assert!(matches!(
+        **source,
+        SlotError::Kvm {
+            action: SlotAction::Create,
+            ..
+        }
+    ));
+    assert!(
+        error.to_string().contains("lost 0xa000 bytes at 0x0"),
+        "{error}"
+    );
+    assert!(slots.slots().is_empty() && double.slots().is_empty());
+}
+
+#[test]
+fn add_that_is_refused_twice_lists_the_remaining_range() {
+    let (slots, double) = slots_with(DirtyLog::Bitmap, Some(16));
+    // The first slot is created. The second is refused, and so is the deletion of the first.
+    double.fail(Some((1, 2)));
+    let error = slots.add_pages(0, 32, 1000).unwrap_err();
+    let SlotError::NotUndone {
+        lost, remaining, ..
+    } = &error
+    else {
+        panic!("{error}");
+    };
+    assert!(lost.is_empty());
+    assert_eq!(*remaining, [(GuestAddress(0), 16 * page_size())]);
+    slots.remove_pages(0, 16).unwrap();
+    assert!(double.slots().is_empty());
+}
