@@ -11,7 +11,7 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryError, GuestMemoryMm
 const PAGE: usize = 4096;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // Call this once for the process, after other handlers of SIGBUS and SIGSEGV are installed.
+    // Call this once for the process, after other handlers of the same signals are installed.
     if let Err(error) = fault::install() {
         println!("SKIPPED: fault recovery is not available: {error}");
         return Ok(());

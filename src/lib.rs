@@ -91,7 +91,7 @@
 //! | [`bitmap`] | dirty tracking of one region; [`AtomicBitmap`](bitmap::AtomicBitmap) with the feature | `backend-bitmap` |
 //! | [`dirty`] | the dirty pages of a whole memory, merged with logs of KVM, vhost and VFIO | `backend-bitmap` |
 //! | [`iommu`] | memory that an IOMMU translates | `iommu` |
-//! | [`fault`] | recovery from SIGBUS and SIGSEGV, or from access violations of Windows | |
+//! | [`fault`] | recovery from SIGBUS, SIGSEGV and SIGILL, or from exceptions of Windows | |
 //!
 //! Four more features add no module. `derive` adds `#[derive(ByteValued)]`, which proves
 //! that a struct is a plain value. `zerocopy` adds `Zerocopy`, a wrapper for types that the crate

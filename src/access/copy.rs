@@ -78,7 +78,7 @@ pub(super) unsafe fn copy_below_fault(
     };
     recount(
         address,
-        len,
+        (len, 1),
         |at| side.operand_at(at, dst, src, len),
         repeat,
     )
@@ -96,7 +96,7 @@ pub(crate) unsafe fn fill_guest(dst: *mut u8, value: u8, len: usize) -> Result<(
     // SAFETY: `recount` passes parts of the `len` bytes. A part of a guest operand is one.
     let repeat =
         |offset, len| unsafe { Routines::fill_ascending(dst.wrapping_add(offset), value, len) };
-    result.map_err(|at| recount(at, len, |_| (dst, Direction::Write), repeat))
+    result.map_err(|at| recount(at, (len, 1), |_| (dst, Direction::Write), repeat))
 }
 
 /// Copies `count` elements from guest memory to host memory.
@@ -171,15 +171,15 @@ unsafe fn copy_elements(
     let copy = |offset, count| {
         let (dst, src) = (dst.wrapping_add(offset), src.wrapping_add(offset));
         // SAFETY: these are the elements of this function's contract or, when bytes are counted,
-        // some of them. `recount` passes parts whose offset is a multiple of `PIECE`, and so of
-        // `size`. They do not overlap, and the guest operand is aligned to `size`.
+        // some of them. `recount` passes parts whose offset is a multiple of `size`. They do not
+        // overlap, and the guest operand is aligned to `size`.
         unsafe { Routines::copy_elements(side, dst, src, count, size) }
     };
     copy(0, count).map_err(|at| {
         let len = count.wrapping_mul(size);
         recount(
             at,
-            len,
+            (len, size),
             |at| side.operand_at(at, dst, src, len),
             |offset, bytes| copy(offset, bytes.checked_div(size).unwrap_or(0)),
         )

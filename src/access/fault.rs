@@ -1,4 +1,4 @@
-//! Recovery from SIGBUS and SIGSEGV in accesses to guest memory, or from access violations of
+//! Recovery from SIGBUS, SIGSEGV and SIGILL in accesses to guest memory, or from exceptions of
 //! Windows.
 //!
 //! A mapped page can become inaccessible for several reasons:
@@ -8,6 +8,9 @@
 //! - the pool of huge pages is empty,
 //! - a userfaultfd raises SIGBUS,
 //! - `mprotect(2)` or `VirtualProtect` removes a permission,
+//! - it is donated to a protected guest, or private to one (pKVM, SEV-SNP, `guest_memfd`),
+//! - its device does not support misaligned accesses,
+//! - another hypervisor emulates it, but not for this instruction,
 //! - Windows decommits it, or cannot read its file.
 //!
 //! An access to such a page normally kills the process. After [`install`], an access of this crate
@@ -61,9 +64,13 @@
 //!
 //! The handler acts on a signal only if all of these hold:
 //!
-//! 1. An access raised the signal (`si_code`).
+//! 1. An instruction raised the signal (`si_code`).
 //! 2. The interrupted instruction is one of this crate that accesses guest memory.
-//! 3. The faulting address is in the guest operand of that instruction.
+//! 3. The faulting address is in the guest operand of that instruction, or the system reports none.
+//!
+//! A general protection fault has no address, and neither has SIGILL. Then the first two conditions
+//! decide. The other operand of the instruction, if there is one, is a slice or a value of the
+//! program.
 //!
 //! All other signals go to the handler that was installed before, or have the default action.
 //! Examples are a stack overflow, a host buffer in a guard page, `kill -BUS`, and a memory error
@@ -80,10 +87,10 @@
 //! # Windows
 //!
 //! The handler is a vectored exception handler, which the system calls before others. It acts on an
-//! `EXCEPTION_ACCESS_VIOLATION` or an `EXCEPTION_IN_PAGE_ERROR` under conditions 2 and 3. All other
-//! exceptions go on to the other handlers (`EXCEPTION_CONTINUE_SEARCH`). A handler that was
-//! installed later as the first one, and that handles these exceptions, prevents recovery. The
-//! sections about signals do not apply.
+//! `EXCEPTION_ACCESS_VIOLATION`, an `EXCEPTION_IN_PAGE_ERROR` or an `EXCEPTION_ILLEGAL_INSTRUCTION`
+//! under conditions 2 and 3. All other exceptions go on to the other handlers
+//! (`EXCEPTION_CONTINUE_SEARCH`). A handler that was installed later as the first one, and that
+//! handles these exceptions, prevents recovery. The sections about signals do not apply.
 //!
 //! # Signals that are sent
 //!
@@ -104,11 +111,11 @@
 //!
 //! # Limits
 //!
-//! - If a handler for SIGBUS or SIGSEGV is installed later and does not call the previous one,
-//!   faults kill the process again.
-//! - A thread must not block SIGBUS or SIGSEGV. The kernel kills a process that faults with the
-//!   signal blocked. So a signal handler must not access guest memory: it may interrupt the fault
-//!   handler, which runs with its signal blocked.
+//! - If a handler for SIGBUS, SIGSEGV or SIGILL is installed later and does not call the previous
+//!   one, faults kill the process again.
+//! - A thread must not block SIGBUS, SIGSEGV or SIGILL. The kernel kills a process that faults with
+//!   the signal blocked. So a signal handler must not access guest memory: it may interrupt the
+//!   fault handler, which runs with its signal blocked.
 //! - Accesses through pointers (`ptr_guard`, `get_host_address`) and references (`aligned_as_ref`,
 //!   `get_atomic_ref`) are not covered. System calls that use such pointers return `EFAULT`.
 //! - `load` and `store` are not covered for a type that no register of 1, 2, 4 or 8 bytes holds:
@@ -126,7 +133,7 @@
 //!
 //! # System calls
 //!
-//! [`install`] makes four calls of `rt_sigaction`. The handler returns by `rt_sigreturn`. For a
+//! [`install`] makes six calls of `rt_sigaction`. The handler returns by `rt_sigreturn`. For a
 //! signal that is not a guest fault, it may also make:
 //!
 //! - `rt_sigaction`, to apply the default action, or to check and set its own,
@@ -182,10 +189,17 @@ pub struct LastFault {
     pub guest_address: Option<GuestAddress>,
     /// The host address of the byte that faulted.
     ///
+    /// If the system reports no address, the access is repeated to find the first byte that cannot
+    /// be moved. For an atomic access, and for a copy whose progress is not known, it is the first
+    /// byte of the access.
+    ///
     /// Memory of a Xen guest that is mapped for each access has none. It is then the offset from
     /// the start of the first page of the region.
     pub host_address: usize,
     /// The direction of the access.
+    ///
+    /// For a copy within guest memory whose fault has no address, it is `Write`, although the fault
+    /// may have been in the source.
     pub direction: Direction,
     /// The number of bytes moved before the fault.
     ///
@@ -291,8 +305,8 @@ pub(crate) fn record_guest_address(guest: GuestAddress, host: *const u8, len: us
 
 /// Installs the fault handler for the whole process. Further calls do nothing.
 ///
-/// Call it after the program has installed its own handlers for SIGBUS and SIGSEGV, so that it
-/// passes on their signals.
+/// Call it after the program has installed its own handlers for SIGBUS, SIGSEGV and SIGILL, so that
+/// it passes on their signals.
 ///
 /// # Examples
 ///
@@ -310,6 +324,9 @@ pub(crate) fn record_guest_address(guest: GuestAddress, host: *const u8, len: us
 ///   later call tries again.
 #[doc(alias = "SIGBUS")]
 #[doc(alias = "SIGSEGV")]
+#[doc(alias = "SIGILL")]
+#[doc(alias = "pKVM")]
+#[doc(alias = "guest_memfd")]
 #[doc(alias = "sigaction")]
 #[doc(alias = "truncate")]
 #[doc(alias = "poison")]
@@ -333,7 +350,7 @@ pub fn install() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Sets whether the previous handler receives each SIGBUS or SIGSEGV that was sent.
+/// Sets whether the previous handler receives each SIGBUS, SIGSEGV or SIGILL that was sent.
 ///
 /// The default is `true`. A process can send a signal, as `kill -BUS` does. The kernel sends one to
 /// report a memory error that no access has met.

@@ -59,7 +59,8 @@
 //! the signal kills the process, as for a plain copy.
 //!
 //! A routine returns the address that faulted and does not count. To find the count, the bytes
-//! below that address are moved once more, in ascending order ([`recount`]).
+//! below that address are moved once more, in ascending order ([`recount`]). If the system reports
+//! no address, the bytes are moved once more up to the first one that cannot be moved.
 
 // First, so that the modules of processors can use its macros.
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Counting the bytes that were moved before a fault.
 
 use super::fault::{self, Direction};
-use super::routine_set::FaultAddress;
+use super::routine_set::{FaultAddress, NO_ADDRESS};
 use super::Fault;
 
 /// Records a fault at `address` in the operand at `guest`, with `completed` bytes moved before it.
@@ -12,8 +12,12 @@ pub(super) fn record_fault(
     direction: Direction,
     completed: usize,
 ) -> Fault {
-    // The address of a memory error may be the start of its page, below the operand.
-    fault::record(address.get().max(guest.addr()), direction, completed);
+    let host_address = match address {
+        NO_ADDRESS => guest.addr().saturating_add(completed),
+        // The address of a memory error may be the start of its page, below the operand.
+        _ => address.get().max(guest.addr()),
+    };
+    fault::record(host_address, direction, completed);
     Fault::after(completed)
 }
 
@@ -26,9 +30,10 @@ const PIECE: usize = 1 << 16;
 /// Counts the bytes of an operation of `len` bytes that faulted at `address`, and records the
 /// fault.
 ///
-/// `operand_at` returns the guest operand that contains an address. `repeat` performs a part of the
-/// same operation again, in ascending order: the bytes at an offset, and their number. If it faults
-/// as well, the bytes below that address count.
+/// The operation moves elements of `unit` bytes, a power of two. `operand_at` returns the guest
+/// operand that contains an address. `repeat` performs a part of the same operation again, in
+/// ascending order: the bytes at an offset, and their number. If it faults as well, the bytes below
+/// that address count. Without an address, half of the part is tried, down to one element.
 ///
 /// The bytes are moved again in pieces. A piece that was moved without a fault is not repeated. So
 /// the time is proportional to `len`, even if another process truncates the file by a page for each
@@ -36,26 +41,32 @@ const PIECE: usize = 1 << 16;
 #[cold]
 pub(super) fn recount(
     address: FaultAddress,
-    len: usize,
+    (len, unit): (usize, usize),
     operand_at: impl Fn(FaultAddress) -> (*const u8, Direction),
     mut repeat: impl FnMut(usize, usize) -> Result<(), FaultAddress>,
 ) -> Fault {
-    let below = |address: FaultAddress, (guest, _): (*const u8, Direction)| {
-        address.get().saturating_sub(guest.addr())
+    // Without an address, any number of bytes may have been moved.
+    let below = |address: FaultAddress, (guest, _): (*const u8, Direction)| match address {
+        NO_ADDRESS => usize::MAX,
+        _ => address.get().saturating_sub(guest.addr()),
     };
     let (mut address, mut operand) = (address, operand_at(address));
-    let mut end = below(address, operand).min(len.saturating_sub(1));
-    let mut done = 0usize;
+    let mut end = below(address, operand).min(len.saturating_sub(unit));
+    let (mut done, mut longest) = (0usize, PIECE);
     while done < end {
-        let piece = PIECE.min(end.wrapping_sub(done));
+        let piece = longest.min(end.wrapping_sub(done));
         let piece_end = done.wrapping_add(piece);
         match repeat(done, piece) {
             Ok(()) => done = piece_end,
             Err(lower) => {
                 (address, operand) = (lower, operand_at(lower));
                 // Each round is shorter than the one before, so the loop ends.
-                let less = piece_end.saturating_sub(1);
+                let less = piece_end.saturating_sub(unit);
                 end = below(address, operand).min(less).max(done);
+                if address == NO_ADDRESS {
+                    let half = piece.wrapping_shr(1) & !unit.wrapping_sub(1);
+                    longest = half.max(unit);
+                }
             }
         }
     }
@@ -75,7 +86,7 @@ mod tests {
         let mut rounds = 0;
         let fault = recount(
             fault_after(limits[0]),
-            len,
+            (len, 1),
             |_| (guest, Direction::Read),
             |offset, len| {
                 rounds += 1;
@@ -122,7 +133,7 @@ mod tests {
                 Err(fault_at(size.max(offset)))
             };
             let operand_at = |_| (guest, Direction::Read);
-            let fault = recount(first, pages * PAGE + 1, operand_at, repeat);
+            let fault = recount(first, (pages * PAGE + 1, 1), operand_at, repeat);
             assert!(fault.completed() <= pages * PAGE);
             assert!(fault.completed() + 18 * PAGE >= pages * PAGE, "{pages}");
             assert!(moved <= pages * PAGE + 20 * PIECE, "{pages}: {moved}");
@@ -135,10 +146,54 @@ mod tests {
         let outside = FaultAddress::new(0x9000).unwrap();
         let mut parts = Vec::new();
         let operand_at = |_| (guest, Direction::Write);
-        let fault = recount(outside, 3, operand_at, |offset, len| {
+        let fault = recount(outside, (3, 1), operand_at, |offset, len| {
             parts.push((offset, len));
             Err(outside)
         });
         assert_eq!((fault.completed(), parts), (0, vec![(0, 2), (0, 1)]));
+    }
+
+    /// Without an address, the last byte that can be moved is found by halving.
+    #[test]
+    fn recount_without_address_counts_elements_before_fault() {
+        let guest = core::ptr::without_provenance::<u8>(0x1000);
+        for unit in [1, 2, 4, 8] {
+            for len in [1, 2, 3, 16, 1000, PIECE, 3 * PIECE + 8, 3 * PIECE + 56].map(|n| n * unit) {
+                for fault_at in [0, 1, 7, len / 3, len / 2, len - 1].map(|at| at.min(len - 1)) {
+                    let (mut moved, mut rounds) = (0, 0);
+                    let repeat = |offset: usize, part: usize| {
+                        assert!(offset.is_multiple_of(unit) && part.is_multiple_of(unit));
+                        assert!(offset + part <= len);
+                        (moved, rounds) = (moved + part, rounds + 1);
+                        match offset + part {
+                            end if end <= fault_at => Ok(()),
+                            _ => Err(NO_ADDRESS),
+                        }
+                    };
+                    let operand_at = |_| (guest, Direction::Write);
+                    let fault = recount(NO_ADDRESS, (len, unit), operand_at, repeat);
+                    let before = fault_at / unit * unit;
+                    assert_eq!(fault.completed(), before, "{unit} {len} {fault_at}");
+                    let last = fault::last().unwrap();
+                    assert_eq!(
+                        (last.host_address, last.completed),
+                        (0x1000 + before, before)
+                    );
+                    assert!(moved <= len + 2 * PIECE, "{moved} of {len}");
+                    assert!(rounds <= len / PIECE + 40, "{rounds} for {len}");
+                }
+            }
+        }
+    }
+
+    /// The repetition may succeed: other instructions move the bytes.
+    #[test]
+    fn recount_without_address_and_without_second_fault_counts_all_but_last_element() {
+        let guest = core::ptr::without_provenance::<u8>(0x1000);
+        for (len, unit) in [(1, 1), (100, 1), (64, 8), (2 * PIECE, 4)] {
+            let operand_at = |_| (guest, Direction::Read);
+            let fault = recount(NO_ADDRESS, (len, unit), operand_at, |_, _| Ok(()));
+            assert_eq!(fault.completed(), len - unit);
+        }
     }
 }

@@ -15,6 +15,11 @@ use super::Plain;
 /// operand. It is not 0, as no operand is null.
 pub(super) type FaultAddress = NonZeroUsize;
 
+/// The result of a routine whose fault has no address. No operand begins there.
+///
+/// The fault may be at any byte of any operand that is guest memory.
+pub(super) const NO_ADDRESS: FaultAddress = NonZeroUsize::MIN;
+
 /// The guest operands of a copy. Any other operand is host memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum GuestSide {
@@ -25,6 +30,8 @@ pub(super) enum GuestSide {
 
 impl GuestSide {
     /// Returns the guest operand that contains `address`, and how the copy accesses it.
+    ///
+    /// If both operands are guest memory and the fault has no address, it is the destination.
     pub(super) fn operand_at(
         self,
         address: FaultAddress,
@@ -47,8 +54,8 @@ impl GuestSide {
 
 /// The copy and fill routines for one kind of processor.
 ///
-/// Each routine returns the address of a fault, if there was one. It does not count the bytes that
-/// it moved.
+/// Each routine returns the address of a fault, or [`NO_ADDRESS`], if there was one. It does not
+/// count the bytes that it moved.
 ///
 /// A *guest operand* is a range of guest memory that meets the contract in the documentation of
 /// [`access`](super). If only one of two operands is guest memory, the other one is host memory
@@ -79,7 +86,7 @@ pub(in crate::access) unsafe trait RoutineSet {
 
     /// Copies `len` bytes in ascending order.
     ///
-    /// After a fault, all bytes below the returned address have been moved.
+    /// After a fault with an address, all bytes below it have been moved.
     ///
     /// # Safety
     ///
@@ -112,7 +119,7 @@ pub(in crate::access) unsafe trait RoutineSet {
 
     /// Sets `len` bytes to `value`, in ascending order.
     ///
-    /// After a fault, all bytes below the returned address have been set.
+    /// After a fault with an address, all bytes below it have been set.
     ///
     /// # Safety
     ///

@@ -25,6 +25,7 @@ mod system_calls;
 mod typed_copies;
 mod windows;
 mod within;
+mod without_address;
 
 use std::fs::File;
 use std::os::fd::FromRawFd;

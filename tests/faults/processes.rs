@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 
 use super::*;
 use crate::previous::{self, set_action};
+use crate::without_address;
 use test_support::{emulator, skipped};
 use vm_memory::{fault, Bytes};
 
@@ -18,7 +19,7 @@ pub(super) const DONE: i32 = 77;
 /// A scenario ends the process: by a signal, or with status `DONE`.
 type Scenario = fn(arguments: &[&str]);
 
-const SCENARIOS: [(&str, Scenario); 15] = [
+const SCENARIOS: [(&str, Scenario); 17] = [
     ("null_pointer", |_| {
         fault::install().unwrap();
         read_null();
@@ -65,6 +66,8 @@ const SCENARIOS: [(&str, Scenario); 15] = [
         previous::sent_signals_during_faults,
     ),
     ("host_buffer", host_buffer),
+    ("protected_memory", without_address::protected_memory),
+    ("illegal_instruction", without_address::illegal_instruction),
 ];
 
 /// Runs a scenario in a child process.

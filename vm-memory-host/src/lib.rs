@@ -240,7 +240,7 @@
 //! | boot | `openat` | `O_RDONLY` without `O_CREAT` or `O_TRUNC` |
 //! | boot | `prctl` | `PR_SET_VMA`, `PR_SET_NAME` |
 //! | boot | `prlimit64` | without a new limit |
-//! | boot | `rt_sigaction` | `SIGBUS`, `SIGSEGV` |
+//! | boot | `rt_sigaction` | `SIGBUS`, `SIGSEGV`, `SIGILL` |
 //! | boot | `sched_setaffinity` | this thread |
 //! | run time | `fallocate` | `FALLOC_FL_KEEP_SIZE`, with `FALLOC_FL_PUNCH_HOLE`, with `FALLOC_FL_ZERO_RANGE` |
 //! | run time | `fcntl` | `F_GETFD`, `F_GET_SEALS` |
@@ -250,7 +250,7 @@
 //! | run time | `mprotect` | without `PROT_EXEC` |
 //! | run time | `mremap` | `MREMAP_MAYMOVE`, with `MREMAP_FIXED` |
 //! | run time | `openat` | `O_RDONLY` without `O_CREAT` or `O_TRUNC` |
-//! | run time | `rt_sigaction` | `SIGBUS`, `SIGSEGV` |
+//! | run time | `rt_sigaction` | `SIGBUS`, `SIGSEGV`, `SIGILL` |
 //! | migration | `fcntl` | `F_GETFD` |
 //! | migration | `lseek` | `SEEK_DATA`, `SEEK_HOLE` |
 //! | migration | `madvise` | `MADV_DONTNEED` |

@@ -7,7 +7,9 @@ use core::ptr::{null_mut, with_exposed_provenance};
 use std::io::{Error, Result};
 use std::sync::{Mutex, PoisonError};
 
-use windows_sys::Win32::Foundation::{EXCEPTION_ACCESS_VIOLATION, EXCEPTION_IN_PAGE_ERROR};
+use windows_sys::Win32::Foundation::{
+    EXCEPTION_ACCESS_VIOLATION, EXCEPTION_ILLEGAL_INSTRUCTION, EXCEPTION_IN_PAGE_ERROR,
+};
 use windows_sys::Win32::System::Diagnostics::Debug::{
     AddVectoredExceptionHandler, EXCEPTION_CONTINUE_EXECUTION, EXCEPTION_CONTINUE_SEARCH,
     EXCEPTION_POINTERS, EXCEPTION_RECORD, IMAGE_FILE_HEADER, IMAGE_SECTION_HEADER,
@@ -131,15 +133,18 @@ impl FaultRange {
     /// The page of a file that cannot be read is an `EXCEPTION_IN_PAGE_ERROR`.
     pub(super) fn from_record(record: &EXCEPTION_RECORD) -> Option<Self> {
         let [kind, address, ..] = record.ExceptionInformation;
-        let is_access = matches!(
-            record.ExceptionCode,
-            EXCEPTION_ACCESS_VIOLATION | EXCEPTION_IN_PAGE_ERROR
-        );
-        // The processor does not report an address that is not canonical. It is the largest then.
-        let has_address = record.NumberParameters >= 2 && address != usize::MAX;
-        (is_access && has_address && kind <= WRITE).then_some(FaultRange {
-            start: address,
-            len: 1,
+        match record.ExceptionCode {
+            EXCEPTION_ILLEGAL_INSTRUCTION => return Some(Self::NO_ADDRESS),
+            EXCEPTION_ACCESS_VIOLATION | EXCEPTION_IN_PAGE_ERROR => {}
+            _ => return None,
+        }
+        if record.NumberParameters < 2 || kind > WRITE {
+            return None;
+        }
+        // A general protection fault has no address. The system reports the largest one.
+        Some(match address {
+            usize::MAX => Self::NO_ADDRESS,
+            start => FaultRange { start, len: 1 },
         })
     }
 }

@@ -5,6 +5,7 @@
 //!        1. FaultRange::from_…       not raised by an access ──────► the handler before
 //!        2. lookup                   not in the fault table ───────► the handler before
 //!        3. FaultRange::within       not in the guest operand ─────► the handler before
+//!                                    (a fault without an address passes)
 //!        4. Registers::resume_at     the routine returns the address of the fault
 //! ```
 
@@ -29,6 +30,8 @@ mod tests;
 
 use core::mem::size_of;
 use core::ptr::with_exposed_provenance;
+
+use crate::access::routine_set::NO_ADDRESS;
 
 #[cfg(all(target_os = "linux", target_arch = "aarch64"))]
 use aarch64::Registers;
@@ -65,15 +68,21 @@ const ONLY_OPERAND: i32 = 0;
 /// There are two guest operands, whose bounds are in registers ([`Registers::operands`]).
 const IN_REGISTERS: i32 = 1;
 
-/// The range of addresses that a signal reports as inaccessible.
+/// The range of addresses that a signal or an exception reports as inaccessible.
 #[cfg_attr(test, derive(Debug, Eq, PartialEq))]
 struct FaultRange {
     start: usize,
-    /// 1, or the size that the system reports for a memory error.
+    /// 1, or the size that the system reports for a memory error, or 0 if there is no address.
     len: usize,
 }
 
 impl FaultRange {
+    /// The range of a fault for which the system reports no address of data.
+    const NO_ADDRESS: Self = Self {
+        start: NO_ADDRESS.get(),
+        len: 0,
+    };
+
     /// Returns the first inaccessible address in an operand, given as `(start, end)`.
     fn within(&self, (start, end): (usize, usize)) -> Option<usize> {
         let first = self.start.max(start);
@@ -83,13 +92,15 @@ impl FaultRange {
 
 /// Makes an access routine return the address of the fault, if the fault is in its guest operand.
 ///
-/// Returns `false` and changes nothing if it is not.
+/// Returns `false` and changes nothing if it is not. A fault without an address counts as one in
+/// the guest operand: the routine returns [`NO_ADDRESS`].
 fn recover(registers: &mut Registers<'_>, fault: &FaultRange) -> bool {
     let Some((resume, operand)) = lookup(registers.program_counter()) else {
         return false;
     };
     let first = match operand {
         ONLY_OPERAND => Some(fault.start),
+        IN_REGISTERS if fault.len == 0 => Some(fault.start),
         IN_REGISTERS => {
             let [one, other] = registers.operands();
             fault.within(one).or_else(|| fault.within(other))
@@ -100,7 +111,7 @@ fn recover(registers: &mut Registers<'_>, fault: &FaultRange) -> bool {
         return false;
     };
     // 0 stands for success.
-    registers.resume_at(resume, first.max(1));
+    registers.resume_at(resume, first.max(NO_ADDRESS.get()));
     true
 }
 

@@ -1,4 +1,4 @@
-//! The signal handler for SIGBUS and SIGSEGV, on Linux.
+//! The signal handler for SIGBUS, SIGSEGV and SIGILL, on Linux.
 //!
 //! It reads only state that was written before it was installed, and two relaxed atomics:
 //! `WITHDRAWN`, which it writes itself, and `PASSES_ON_SENT_SIGNALS`. The table is read-only data,
@@ -31,10 +31,10 @@ pub(super) fn table() -> Range<usize> {
 }
 
 /// The signals that the handler handles.
-const SIGNALS: [c_int; 2] = [libc::SIGBUS, libc::SIGSEGV];
+const SIGNALS: [c_int; 3] = [libc::SIGBUS, libc::SIGSEGV, libc::SIGILL];
 
 /// The actions that were installed before ours, in the order of `SIGNALS`.
-static PREVIOUS: [OnceLock<libc::sigaction>; 2] = [const { OnceLock::new() }; 2];
+static PREVIOUS: [OnceLock<libc::sigaction>; 3] = [const { OnceLock::new() }; 3];
 
 /// For each signal of `SIGNALS`: whether the previous handler has set the default action itself, or
 /// the system would have done so (`SA_RESETHAND`).
@@ -44,11 +44,11 @@ static PREVIOUS: [OnceLock<libc::sigaction>; 2] = [const { OnceLock::new() }; 2]
 ///
 /// Relaxed accesses suffice: each flag protects no other memory. The store in `reinstall` comes
 /// before the system call that sets the action again, so a handler that runs after it finds it.
-static WITHDRAWN: [AtomicBool; 2] = [const { AtomicBool::new(false) }; 2];
+static WITHDRAWN: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
 
-/// Installs the handler for both signals, once.
+/// Installs the handler for each signal of `SIGNALS`, once.
 pub(in crate::access::arch) fn install() -> Result<()> {
-    static INSTALLED: Mutex<[bool; 2]> = Mutex::new([false; 2]);
+    static INSTALLED: Mutex<[bool; 3]> = Mutex::new([false; 3]);
     let mut all_installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     for ((signal, previous), installed) in
         SIGNALS.into_iter().zip(&PREVIOUS).zip(&mut *all_installed)
@@ -129,7 +129,7 @@ pub(super) fn our_action(previous: &libc::sigaction) -> libc::sigaction {
 
 extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the system passes the signal's information to a handler with SA_SIGINFO, and this is
-    // one for SIGBUS and SIGSEGV.
+    // one for the signals of `SIGNALS`.
     if let Some(fault) = unsafe { FaultRange::from_info(info) } {
         // SAFETY: the system passes the interrupted context, which belongs to the handler until it
         // returns.
@@ -160,32 +160,47 @@ pub(super) struct FaultInfo {
 pub(super) const SEGV_MAPERR: c_int = 1;
 pub(super) const SEGV_ACCERR: c_int = 2;
 pub(super) const SEGV_PKUERR: c_int = 4;
+/// The tag of a pointer is not that of its memory (aarch64).
+pub(super) const SEGV_MTESERR: c_int = 9;
+/// An access to memory of a device is not aligned (aarch64).
+pub(super) const BUS_ADRALN: c_int = 1;
 pub(super) const BUS_ADRERR: c_int = 2;
 pub(super) const BUS_OBJERR: c_int = 3;
 /// An access met a memory error.
 pub(super) const BUS_MCEERR_AR: c_int = 4;
 /// There is a memory error that no access met yet. No access raises this signal.
 pub(super) const BUS_MCEERR_AO: c_int = 5;
+/// An illegal opcode. It is the first of the codes of SIGILL that an instruction raises.
+pub(super) const ILL_ILLOPC: c_int = 1;
+/// A coprocessor error. It is the last of these codes.
+pub(super) const ILL_COPROC: c_int = 7;
+/// The kernel raises the signal and gives neither a code nor an address. On x86_64, this is a
+/// general protection fault (SIGSEGV) or a stack fault (SIGBUS).
+pub(super) const SI_KERNEL: c_int = 0x80;
 
 impl FaultRange {
     /// Returns the range that an access faulted in. `None` if something else raised the signal.
     ///
     /// # Safety
     ///
-    /// The system passed `info` to a handler of SIGBUS or SIGSEGV.
+    /// The system passed `info` to a handler of a signal of `SIGNALS`.
     pub(super) unsafe fn from_info(info: *const libc::siginfo_t) -> Option<Self> {
         // SAFETY: the system passed `info` to the handler (this function's contract). Linux
         // initialises all of that `siginfo_t`: `clear_siginfo` zeroes the kernel's copy, and
         // `copy_siginfo_to_user` writes it and zeroes the rest. It is larger than a `FaultInfo` and
         // aligned for it.
         let info = unsafe { &*info.cast::<FaultInfo>() };
-        let is_fault = match info.signo {
-            libc::SIGSEGV => matches!(info.code, SEGV_MAPERR | SEGV_ACCERR | SEGV_PKUERR),
-            libc::SIGBUS => matches!(info.code, BUS_ADRERR | BUS_OBJERR | BUS_MCEERR_AR),
-            _ => false,
-        };
-        if !is_fault {
-            return None;
+        match (info.signo, info.code) {
+            // The address of SIGILL is that of the instruction.
+            (libc::SIGILL, ILL_ILLOPC..=ILL_COPROC)
+            | (libc::SIGSEGV | libc::SIGBUS | libc::SIGILL, SI_KERNEL) => {
+                return Some(Self::NO_ADDRESS)
+            }
+            // aarch64 may not know the address of an external abort.
+            (libc::SIGBUS, BUS_OBJERR) if info.address == 0 => return Some(Self::NO_ADDRESS),
+            (libc::SIGSEGV, SEGV_MAPERR | SEGV_ACCERR | SEGV_PKUERR | SEGV_MTESERR)
+            | (libc::SIGBUS, BUS_ADRALN | BUS_ADRERR | BUS_OBJERR | BUS_MCEERR_AR) => {}
+            _ => return None,
         }
         let is_memory_error = info.signo == libc::SIGBUS && info.code == BUS_MCEERR_AR;
         let len = match u32::try_from(info.address_lsb) {

@@ -1,8 +1,8 @@
 //! The exceptions that the handler acts on.
 
 use windows_sys::Win32::Foundation::{
-    FreeLibrary, EXCEPTION_ACCESS_VIOLATION, EXCEPTION_GUARD_PAGE, EXCEPTION_IN_PAGE_ERROR,
-    NTSTATUS, STATUS_STACK_OVERFLOW,
+    FreeLibrary, EXCEPTION_ACCESS_VIOLATION, EXCEPTION_GUARD_PAGE, EXCEPTION_ILLEGAL_INSTRUCTION,
+    EXCEPTION_IN_PAGE_ERROR, EXCEPTION_PRIV_INSTRUCTION, NTSTATUS, STATUS_STACK_OVERFLOW,
 };
 use windows_sys::Win32::System::Diagnostics::Debug::{
     EXCEPTION_CONTINUE_EXECUTION, EXCEPTION_CONTINUE_SEARCH, EXCEPTION_POINTERS, EXCEPTION_RECORD,
@@ -27,6 +27,7 @@ fn record(code: NTSTATUS, parameters: &[usize]) -> EXCEPTION_RECORD {
 
 #[test]
 fn from_record_of_exception_not_raised_by_access_returns_none() {
+    const NOWHERE: (usize, usize) = (FaultRange::NO_ADDRESS.start, FaultRange::NO_ADDRESS.len);
     let range = |code, parameters: &[usize]| {
         FaultRange::from_record(&record(code, parameters)).map(|fault| (fault.start, fault.len))
     };
@@ -38,12 +39,21 @@ fn from_record_of_exception_not_raised_by_access_returns_none() {
                 Some((ADDRESS, 1))
             );
         }
-        // An instruction fetch, no address, and an address that is not canonical.
-        for parameters in [&[8, ADDRESS][..], &[], &[1], &[0, usize::MAX]] {
+        // An address that is not canonical.
+        assert_eq!(range(code, &[0, usize::MAX]), Some(NOWHERE));
+        // An instruction fetch, and no parameters.
+        for parameters in [&[8, ADDRESS][..], &[8, usize::MAX], &[], &[1]] {
             assert_eq!(range(code, parameters), None, "{parameters:x?}");
         }
     }
-    for code in [EXCEPTION_GUARD_PAGE, STATUS_STACK_OVERFLOW, 0, -1] {
+    assert_eq!(range(EXCEPTION_ILLEGAL_INSTRUCTION, &[]), Some(NOWHERE));
+    for code in [
+        EXCEPTION_GUARD_PAGE,
+        EXCEPTION_PRIV_INSTRUCTION,
+        STATUS_STACK_OVERFLOW,
+        0,
+        -1,
+    ] {
         assert_eq!(range(code, &[0, ADDRESS]), None, "{code:x}");
     }
 }

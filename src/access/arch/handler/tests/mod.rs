@@ -133,6 +133,92 @@ fn recover_with_only_operand_ignores_registers() {
 }
 
 #[test]
+fn recover_without_address_resumes_for_any_operand() {
+    for kind in [ONLY_OPERAND, IN_REGISTERS] {
+        let (at, resume) = instruction(kind);
+        for operands in [[(0, 0); 2], [(0x10, 0x20), (0x5000, 0x6000)]] {
+            assert_eq!(
+                recovered(at, operands, FaultRange::NO_ADDRESS),
+                (true, resume, NO_ADDRESS.get())
+            );
+        }
+    }
+}
+
+/// Executes an instruction that the processor refuses, as an access routine, with both kinds of
+/// operand.
+#[test]
+fn illegal_instruction_in_routine_returns_no_address() {
+    if crate::fault::install().is_err() {
+        return; // these routines do not recover from faults
+    }
+    macro_rules! illegal {
+        ($kind:literal, $instruction:literal, $result:tt) => {{
+            let fault: usize;
+            // SAFETY: the instruction accesses no memory. The handler resumes after it.
+            unsafe {
+                core::arch::asm!(
+                    "2:",
+                    $instruction,
+                    "3:",
+                    fault_entry!("2b", "3b", "3b", $kind),
+                    inout($result) 0usize => fault,
+                    options(nostack, preserves_flags),
+                );
+            }
+            fault
+        }};
+    }
+    #[cfg(target_arch = "x86_64")]
+    let faults = [illegal!("0", "ud2", "rax"), illegal!("1", "ud2", "rax")];
+    #[cfg(target_arch = "aarch64")]
+    let faults = [
+        illegal!("0", "udf #0", "x16"),
+        illegal!("1", "udf #0", "x16"),
+    ];
+    assert_eq!(faults, [NO_ADDRESS.get(); 2]);
+}
+
+/// The base register selects the exception: a general protection fault, or a stack fault (Intel
+/// SDM, volume 1, section 3.3.7.1).
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn load_of_address_that_is_not_canonical_returns_no_address() {
+    if crate::fault::install().is_err() {
+        return; // these routines do not recover from faults
+    }
+    macro_rules! load {
+        ($kind:literal, $operand:literal) => {{
+            let fault: usize;
+            // SAFETY: an address that is not canonical refers to no memory. The handler resumes
+            // after the instruction.
+            unsafe {
+                core::arch::asm!(
+                    "2:",
+                    concat!("mov ecx, dword ptr [", $operand, "]"),
+                    "3:",
+                    fault_entry!("2b", "3b", "3b", $kind),
+                    inout("rcx") 1usize << 63 => _,
+                    inout("rax") 0usize => fault,
+                    options(nostack, preserves_flags),
+                );
+            }
+            fault
+        }};
+    }
+    assert_eq!(
+        [load!("0", "rcx"), load!("1", "rcx")],
+        [NO_ADDRESS.get(); 2]
+    );
+    // Windows does not distinguish a stack fault from a stack overflow.
+    #[cfg(target_os = "linux")]
+    assert_eq!(
+        [load!("0", "rsp + rcx"), load!("1", "rsp + rcx")],
+        [NO_ADDRESS.get(); 2]
+    );
+}
+
+#[test]
 fn recover_at_other_instruction_changes_nothing() {
     let everything = [(0, usize::MAX), (0, usize::MAX)];
     for at in [
@@ -141,10 +227,9 @@ fn recover_at_other_instruction_changes_nothing() {
         recover_at_other_instruction_changes_nothing as fn() as usize,
         usize::MAX,
     ] {
-        let fault = FaultRange {
-            start: 0x5000,
-            len: 1,
-        };
-        assert_eq!(recovered(at, everything, fault), (false, at, 77), "{at:x}");
+        for (start, len) in [(0x5000, 1), (NO_ADDRESS.get(), 0)] {
+            let fault = FaultRange { start, len };
+            assert_eq!(recovered(at, everything, fault), (false, at, 77), "{at:x}");
+        }
     }
 }

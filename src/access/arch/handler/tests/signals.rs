@@ -37,25 +37,25 @@ const ADDRESS: usize = 0x7f12_3456_789a;
 
 #[test]
 fn from_info_of_signal_not_raised_by_access_returns_none() {
-    // SI_USER, SI_QUEUE, SI_TIMER, SI_MESGQ, SI_ASYNCIO, SI_SIGIO, SI_TKILL; SI_KERNEL, which has
-    // no address.
-    let sent = [0, -1, -2, -3, -4, -5, -6, 0x80];
+    // SI_USER, SI_QUEUE, SI_TIMER, SI_MESGQ, SI_ASYNCIO, SI_SIGIO, SI_TKILL.
+    let sent = [0, -1, -2, -3, -4, -5, -6];
     // (signal, codes of faults, other codes)
     let table: [(c_int, &[c_int], &[c_int]); 4] = [
-        // BNDERR, ACCADI, ADIDERR, ADIPERR, MTEAERR, MTESERR, CPERR.
+        // BNDERR, ACCADI, ADIDERR, ADIPERR, MTEAERR, CPERR.
         (
             libc::SIGSEGV,
-            &[SEGV_MAPERR, SEGV_ACCERR, SEGV_PKUERR],
-            &[3, 5, 6, 7, 8, 9, 10],
+            &[SEGV_MAPERR, SEGV_ACCERR, SEGV_PKUERR, SEGV_MTESERR],
+            &[3, 5, 6, 7, 8, 10],
         ),
-        // ADRALN, MCEERR_AO, and a code that Linux does not define.
+        // MCEERR_AO, and a code that Linux does not define.
         (
             libc::SIGBUS,
-            &[BUS_ADRERR, BUS_OBJERR, BUS_MCEERR_AR],
-            &[1, BUS_MCEERR_AO, 6],
+            &[BUS_ADRALN, BUS_ADRERR, BUS_OBJERR, BUS_MCEERR_AR],
+            &[BUS_MCEERR_AO, 6],
         ),
-        (libc::SIGILL, &[], &[1, 2, 3, 4, 5]),
-        (libc::SIGFPE, &[], &[1, 2, 3, 4, 5]),
+        // BADSTK, BADIADDR, and a code that Linux does not define.
+        (libc::SIGILL, &[], &[8, 9, 10]),
+        (libc::SIGFPE, &[], &[1, 2, 3, 4, 5, SI_KERNEL]),
     ];
     for (signal, faults, others) in table {
         for code in faults {
@@ -69,6 +69,25 @@ fn from_info_of_signal_not_raised_by_access_returns_none() {
             assert_eq!(reported(signal, *code, ADDRESS, 0), None, "{signal} {code}");
         }
     }
+}
+
+#[test]
+fn from_info_of_access_without_address_has_no_address() {
+    let nowhere = Some((FaultRange::NO_ADDRESS.start, FaultRange::NO_ADDRESS.len));
+    // The kernel sets no address, or that of the instruction.
+    for address in [0, ADDRESS] {
+        for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL] {
+            assert_eq!(reported(signal, SI_KERNEL, address, 0), nowhere, "{signal}");
+        }
+        // ILLOPC, ILLOPN, ILLADR, ILLTRP, PRVOPC, PRVREG, COPROC.
+        for code in 1..=7 {
+            assert_eq!(reported(libc::SIGILL, code, address, 0), nowhere, "{code}");
+        }
+    }
+    // An external abort of aarch64. Other accesses to address 0 have an address.
+    assert_eq!(reported(libc::SIGBUS, BUS_OBJERR, 0, 0), nowhere);
+    assert_eq!(reported(libc::SIGBUS, BUS_ADRERR, 0, 0), Some((0, 1)));
+    assert_eq!(reported(libc::SIGSEGV, SEGV_MAPERR, 0, 0), Some((0, 1)));
 }
 
 #[test]
