@@ -11,7 +11,7 @@ use std::time::Duration;
 use examples::device::Device;
 use examples::guest::Guest;
 use examples::{contents, Memory, Result};
-use vm_memory::dirty::{DirtyMemory, LogWords};
+use vm_memory::dirty::DirtyMemory;
 use vm_memory::{Bytes, GuestAddress};
 
 const RANGES: [(GuestAddress, usize); 2] =
@@ -21,11 +21,7 @@ const MESSAGE: NonZeroUsize = NonZeroUsize::new(64 << 10).unwrap();
 
 /// Adds to `dirty` the pages that devices and vCPUs have written since the last harvest.
 fn harvest(memory: &Memory, guest: &Guest, dirty: &mut DirtyMemory) -> Result<()> {
-    let logs = guest.take_log()?;
-    let logs = logs
-        .iter()
-        .map(|(start, words)| LogWords::kvm(*start, words));
-    dirty.harvest_with(memory, &logs.collect::<Vec<_>>());
+    guest.take_log()?.harvest_with(dirty, memory);
     Ok(())
 }
 

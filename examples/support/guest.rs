@@ -4,16 +4,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use kvm_bindings::{kvm_userspace_memory_region, KVM_MEM_LOG_DIRTY_PAGES};
-use kvm_ioctls::{Kvm, VmFd};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+use kvm_ioctls::Kvm;
+use vm_memory_kvm::{KvmSlots, SlotLogs};
 
 use crate::{vcpu, Memory, Result};
 
 /// A virtual machine whose vCPU runs on a separate thread.
 pub struct Guest {
-    vm: VmFd,
-    memory: Arc<Memory>,
+    slots: KvmSlots,
     stop: Arc<AtomicBool>,
     vcpu: Option<JoinHandle<u64>>,
 }
@@ -24,19 +22,25 @@ impl Guest {
     /// # Errors
     ///
     /// Returns an error if this machine has no KVM, or if its processor is not an x86_64.
+    #[expect(unsafe_code, reason = "KVM uses host memory by its address")]
     pub fn start(memory: &Arc<Memory>) -> Result<Self> {
-        let mut guest = Self {
-            vm: Kvm::new()?.create_vm()?,
-            memory: Arc::clone(memory),
-            stop: Arc::default(),
-            vcpu: None,
-        };
-        guest.set_slots(0)?;
-        let vcpu = guest.vm.create_vcpu(0)?;
+        let vm = Arc::new(Kvm::new()?.create_vm()?);
+        let builder = KvmSlots::builder(Arc::clone(&vm));
+        // SAFETY: 1. All slots are regions of `memory`, which stays mapped while an `Arc` of it
+        //    exists. Only `vcpu::run` uses the vCPU, and it has such an `Arc`.
+        // 2. Other accesses to the memory are those of vm-memory.
+        let slots = unsafe { builder.build() }?;
+        slots.add_memory(&**memory)?;
+        let vcpu = vm.create_vcpu(0)?;
         vcpu::load(&vcpu, memory)?;
-        let (memory, stop) = (Arc::clone(memory), Arc::clone(&guest.stop));
-        guest.vcpu = Some(thread::spawn(move || vcpu::run(memory, vcpu, &stop)));
-        Ok(guest)
+        let (memory, stop) = (Arc::clone(memory), Arc::<AtomicBool>::default());
+        let stop_vcpu = Arc::clone(&stop);
+        let vcpu = thread::spawn(move || vcpu::run(memory, vcpu, &stop_vcpu));
+        Ok(Self {
+            slots,
+            stop,
+            vcpu: Some(vcpu),
+        })
     }
 
     /// Turns on KVM's log of the pages that the vCPU writes.
@@ -45,21 +49,16 @@ impl Guest {
     ///
     /// Returns the error of KVM.
     pub fn start_log(&self) -> Result<()> {
-        self.set_slots(KVM_MEM_LOG_DIRTY_PAGES)
+        Ok(self.slots.set_tracking(true)?)
     }
 
-    /// Reads and clears KVM's log. Returns the address of each slot, and the words of its log.
+    /// Takes KVM's log: the pages that the vCPU has written since the last call.
     ///
     /// # Errors
     ///
     /// Returns the error of KVM.
-    pub fn take_log(&self) -> Result<Vec<(GuestAddress, Vec<u64>)>> {
-        let mut logs = Vec::new();
-        for (slot, region) in (0..).zip(self.memory.iter()) {
-            let words = self.vm.get_dirty_log(slot, region.len() as usize)?;
-            logs.push((region.start_addr(), words));
-        }
-        Ok(logs)
+    pub fn take_log(&self) -> Result<SlotLogs> {
+        Ok(self.slots.take_log()?)
     }
 
     /// Stops the vCPU. Returns how many times it wrote all its pages.
@@ -71,24 +70,5 @@ impl Guest {
         self.stop.store(true, Ordering::Release);
         let vcpu = self.vcpu.take().ok_or("the vCPU has already stopped")?;
         Ok(vcpu.join().map_err(|_| "the vCPU ended with an error")?)
-    }
-
-    /// Registers each region as a slot of KVM.
-    #[expect(unsafe_code, reason = "KVM takes host memory by its address")]
-    fn set_slots(&self, flags: u32) -> Result<()> {
-        for (slot, region) in (0..).zip(self.memory.iter()) {
-            let slot = kvm_userspace_memory_region {
-                slot,
-                flags,
-                guest_phys_addr: region.start_addr().0,
-                memory_size: region.len(),
-                userspace_addr: region.get_host_address(MemoryRegionAddress(0))? as u64,
-            };
-            // SAFETY: the slot is one region of `self.memory`, which stays mapped while an `Arc` of
-            // the memory exists. Only `vcpu::run` can use the vCPU after `self` is dropped, and it
-            // has such an `Arc`. Other accesses use vm-memory, which permits races.
-            unsafe { self.vm.set_user_memory_region(slot)? };
-        }
-        Ok(())
     }
 }

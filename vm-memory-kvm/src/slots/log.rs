@@ -52,7 +52,7 @@ impl SlotLogs {
 
     /// Returns the ranges that count as dirty as a whole, as guest addresses and lengths in bytes.
     ///
-    /// They had slots that were created or deleted while tracking was on.
+    /// They had slots that were deleted while tracking was on.
     pub fn ranges(&self) -> impl Iterator<Item = (GuestAddress, u64)> + '_ {
         self.ranges.iter().copied()
     }

@@ -42,7 +42,10 @@ use table::SlotTable;
 /// [`set_tracking`](Self::set_tracking) starts the dirty log, and [`take_log`](Self::take_log)
 /// harvests it. No written page is lost when slots change, or when a call of KVM fails:
 ///
-/// - A slot that is created or deleted while tracking is on counts as dirty, all of it.
+/// - A slot that is deleted while tracking is on counts as dirty, all of it, also if its rest gets
+///   a new slot.
+/// - A slot that is created while tracking is on is tracked. Its memory may have content that no
+///   vCPU has written: see [`vm_memory::dirty`] for regions that are added between rounds.
 /// - Pages that were read from KVM are kept here, until a harvest returns them.
 /// - Pages that were written before tracking stops stay in the log for the next harvest.
 ///

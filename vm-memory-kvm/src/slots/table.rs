@@ -1,12 +1,11 @@
 //! [`SlotTable`]: the slots of a virtual machine, and changes of them that are all or nothing.
 //!
-//! # New slots are dirty
+//! # Deleted slots are dirty
 //!
-//! A slot that is created or deleted while tracking is on counts as dirty, all of it. KVM drops the
-//! log of a slot that is deleted, and a vCPU may write between the last read of the log and the
-//! deletion. Reading the log first would lose these pages: the memory stays in use if the slot is
-//! only split, or if the change is undone. The same holds for a slot whose tracking is off for a
-//! moment.
+//! A slot that is deleted while tracking is on counts as dirty, all of it. KVM drops the log of
+//! such a slot, and a vCPU may write between the last read of the log and the deletion. Reading the
+//! log first would lose these pages: the memory stays in use if the slot is only split, or if the
+//! change is undone. The same holds for a slot whose tracking is off for a moment.
 
 use core::ops::Range;
 use std::collections::BTreeMap;
@@ -41,7 +40,7 @@ pub(super) struct SlotTable {
     pub(super) slots: BTreeMap<u64, Slot>,
     pub(super) numbers: Numbers,
     pub(super) is_tracking: bool,
-    /// The slots that count as dirty as a whole, also those that are deleted.
+    /// The slots that count as dirty as a whole, most of which are deleted.
     pub(super) dirty: Ranges,
     pub(super) log: DirtyLog,
     pub(super) rings: Vec<Ring>,
@@ -263,9 +262,6 @@ impl SlotTable {
         if let Err(error) = self.calls.set_slot(number, &range, is_tracked) {
             self.numbers.release(number);
             return Err(refused(SlotAction::Create, &range)(error));
-        }
-        if is_tracked {
-            self.dirty.insert(range.start, range.last());
         }
         let slot = Slot {
             number,

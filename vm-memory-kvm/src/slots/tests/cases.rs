@@ -60,6 +60,7 @@ fn remove_of_a_part_without_a_free_slot_changes_nothing() {
     for number in 0..u64::from(LIMIT) {
         slots.add_pages(number * 10, 5, 1000).unwrap();
     }
+    slots.set_tracking(true).unwrap();
     let before = slots.slots();
     let error = slots.remove_pages(1, 1).unwrap_err();
     assert!(
@@ -74,6 +75,8 @@ fn remove_of_a_part_without_a_free_slot_changes_nothing() {
         "{error}"
     );
     assert_eq!(slots.slots(), before);
+    // No slot was deleted for a moment.
+    assert!(slots.take_log().unwrap().is_empty());
     // The rest of a slot may use its number.
     slots.remove_pages(0, 1).unwrap();
 }

@@ -204,6 +204,7 @@ impl Model {
                         .insert(first + page, (host + page, is_read_only));
                     assert_eq!(old, None, "an overlap was accepted");
                 }
+                return;
             }
             Change::Remove { first, count } => {
                 self.memory
