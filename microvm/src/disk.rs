@@ -16,7 +16,7 @@ use crate::Error;
 #[derive(Debug)]
 pub struct Image {
     /// The file.
-    pub file: File,
+    pub file: Arc<File>,
     sectors: u64,
 }
 
@@ -31,6 +31,7 @@ impl Image {
         let words = (0..sectors * SECTOR).step_by(8);
         let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
         file.write_all_at(&bytes, 0).map_err(Error::Disk)?;
+        let file = Arc::new(file);
         Ok(Self { file, sectors })
     }
 
@@ -64,7 +65,7 @@ impl Image {
             file = copy;
         }
         Ok(Self {
-            file,
+            file: Arc::new(file),
             sectors: len / SECTOR,
         })
     }

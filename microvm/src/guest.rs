@@ -14,7 +14,6 @@
 //!   0x40_0000  pattern, up to the end         pattern, up to the end
 //! ```
 
-use std::arch::global_asm;
 use std::collections::BTreeSet;
 
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
@@ -82,8 +81,50 @@ const PATTERN_WORDS: u64 = 256;
 /// The offset of the pattern in each region.
 const PATTERN: u64 = 0x40_0000;
 
-global_asm!(
-    include_str!("guest.s"),
+/// Assembles a program for a guest, and defines `program()`, which returns its bytes.
+///
+/// The first two arguments are names of symbols, which must be unique in a binary. The others are
+/// those of `global_asm!`: a list of lines, and the operands.
+#[macro_export]
+macro_rules! guest_program {
+    ($start:literal, $end:literal, [$($line:expr),* $(,)?], $($operands:tt)*) => {
+        std::arch::global_asm!(
+            ".pushsection .rodata.guest, \"a\", @progbits",
+            concat!(".globl ", $start),
+            concat!($start, ":"),
+            $($line,)*
+            concat!(".globl ", $end),
+            concat!($end, ":"),
+            ".popsection",
+            $($operands)*
+        );
+
+        extern "C" {
+            #[link_name = $start]
+            static START: u8;
+            #[link_name = $end]
+            static END: u8;
+        }
+
+        /// Returns the bytes of the program.
+        fn program() -> &'static [u8] {
+            let (start, end) = (&raw const START, &raw const END);
+            let len = end.addr() - start.addr();
+            #[expect(clippy::disallowed_methods, reason = "constant data of this binary")]
+            // SAFETY: 1. `start` and `end` are labels in one section of this binary. Between them
+            //    are only the `len` initialised bytes that `global_asm!` puts there.
+            // 2. The section is read-only and exists as long as the process.
+            unsafe {
+                std::slice::from_raw_parts(start, len)
+            }
+        }
+    };
+}
+
+guest_program!(
+    "microvm_guest_start",
+    "microvm_guest_end",
+    [include_str!("guest.s")],
     low_pattern = const PATTERN,
     high_pattern = const HIGH_START + PATTERN,
     pattern_words = const PATTERN_WORDS,
@@ -106,26 +147,6 @@ global_asm!(
     interrupt_status = const reg::VIRTIO_MMIO_INTERRUPT_STATUS,
     interrupt_ack = const reg::VIRTIO_MMIO_INTERRUPT_ACK,
 );
-
-extern "C" {
-    #[link_name = "microvm_guest_start"]
-    static START: u8;
-    #[link_name = "microvm_guest_end"]
-    static END: u8;
-}
-
-/// Returns the bytes of the program.
-fn program() -> &'static [u8] {
-    let (start, end) = (&raw const START, &raw const END);
-    let len = end.addr() - start.addr();
-    #[expect(clippy::disallowed_methods, reason = "constant data of this binary")]
-    // SAFETY: 1. `start` and `end` are labels in one section of this binary. Between them are only
-    //    the `len` initialised bytes that `global_asm!` puts there.
-    // 2. The section is read-only and exists as long as the process.
-    unsafe {
-        std::slice::from_raw_parts(start, len)
-    }
-}
 
 /// Loads the guest, and returns the state in which the vCPU enters it. `size` is the size of RAM.
 ///

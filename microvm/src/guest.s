@@ -3,9 +3,6 @@
 # RDI, RSI: distance between two pattern words in the low and in the high region.
 # RBX: registers of the device. R12: current chunk. R13: index of the available ring.
 
-.pushsection .rodata.microvm_guest, "a", @progbits
-.globl microvm_guest_start
-microvm_guest_start:
     mov r14, rdi
     mov r15, rsi
     lea rsi, [rip + .Lguest_hello]
@@ -166,6 +163,3 @@ microvm_guest_start:
 .Lguest_memory:  .asciz "memory: wrote a pattern to both regions and read it back\n"
 .Lguest_disk:    .asciz "disk:   copied the first half to the second\n"
 .Lguest_refused: .asciz "disk:   a read past the end failed, as expected\n"
-.globl microvm_guest_end
-microvm_guest_end:
-.popsection

@@ -70,7 +70,6 @@ pub mod storm;
 #[expect(unsafe_code, reason = "io_uring takes pointers to guest memory")]
 pub mod uring;
 #[cfg(target_arch = "x86_64")]
-#[expect(unsafe_code, reason = "the guest is constant data between two labels")]
 pub mod vcpu;
 pub mod verify;
 

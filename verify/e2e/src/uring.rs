@@ -5,9 +5,10 @@
 //! the kernel wrote.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use io_uring::{opcode, types, IoUring};
@@ -54,8 +55,8 @@ pub struct Operation<M: GuestMemory + 'static> {
     pub number: usize,
     /// Guest memory, with [`Permissions::Write`] for a read of the file.
     pub buffer: IoBuffer<M>,
-    /// The file. It must stay open until the operation completes.
-    pub file: RawFd,
+    /// The file, which stays open until the operation completes.
+    pub file: Arc<File>,
     /// The position in the file in bytes.
     pub offset: u64,
     /// Whether the file is read.
@@ -142,19 +143,17 @@ impl Ring {
         slot: usize,
     ) -> io::Result<()> {
         let operation = in_flight.0[slot].as_mut().expect("the slot is in use");
-        let (file, offset) = (types::Fd(operation.file), operation.offset);
+        let file = types::Fd(operation.file.as_raw_fd());
         let vectors = operation.buffer.vectors_on_heap();
         let (start, count) = (vectors.as_ptr(), vectors.len().min(MOST_VECTORS) as u32);
+        let (offset, slot) = (operation.offset, slot as u64);
         let entry = if operation.is_read {
-            opcode::Readv::new(file, start, count)
-                .offset(offset)
-                .build()
+            let read = opcode::Readv::new(file, start, count);
+            read.offset(offset).build().user_data(slot)
         } else {
-            opcode::Writev::new(file, start, count)
-                .offset(offset)
-                .build()
+            let write = opcode::Writev::new(file, start, count);
+            write.offset(offset).build().user_data(slot)
         };
-        let entry = entry.user_data(slot as u64);
         // SAFETY: 1. The vectors are on the heap and do not change. The buffer is not modified
         // before its completion takes it out of `in_flight`, which never drops it before.
         // 2. The buffer keeps the memory mapped, and was created for the access of this operation.
@@ -172,35 +171,24 @@ impl Ring {
         result: i32,
         done: &mut impl FnMut(usize, io::Result<()>),
     ) -> Option<Operation<M>> {
-        let Operation {
-            number,
-            mut buffer,
-            file,
-            offset,
-            is_read,
-        } = operation;
         let moved = match usize::try_from(result) {
-            Ok(0) => {
-                let kind = if is_read {
-                    io::ErrorKind::UnexpectedEof
-                } else {
-                    io::ErrorKind::WriteZero
-                };
-                done(number, Err(kind.into()));
-                return None;
-            }
+            Ok(0) if operation.is_read => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+            Ok(moved) => Ok(moved),
+            Err(_) => Err(io::Error::from_raw_os_error(-result)),
+        };
+        let Operation {
+            number, mut buffer, ..
+        } = operation;
+        let moved = match moved {
             Ok(moved) => moved,
-            Err(_) => {
-                let error = io::Error::from_raw_os_error(-result);
-                if is_transient(&error) {
-                    return Some(Operation {
-                        number,
-                        buffer,
-                        file,
-                        offset,
-                        is_read,
-                    });
-                }
+            Err(error) if is_transient(&error) => {
+                return Some(Operation {
+                    buffer,
+                    ..operation
+                });
+            }
+            Err(error) => {
                 // The kernel may have written a part of it: dropping the buffer marks it.
                 drop(buffer);
                 done(number, Err(error));
@@ -217,11 +205,9 @@ impl Ring {
         };
         self.counts.short += 1;
         Some(Operation {
-            number,
             buffer,
-            file,
-            offset: offset + moved as u64,
-            is_read,
+            offset: operation.offset + moved as u64,
+            ..operation
         })
     }
 }
@@ -257,7 +243,7 @@ impl Disk for UringDisk {
                 Ok(buffer) => operations.push(Operation {
                     number,
                     buffer,
-                    file: self.image.file.as_raw_fd(),
+                    file: Arc::clone(&self.image.file),
                     offset: transfer.offset,
                     is_read: transfer.is_read,
                 }),

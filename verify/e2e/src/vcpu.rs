@@ -13,7 +13,6 @@
 //!            +0x1000  accesses: address and value of each
 //! ```
 
-use std::arch::global_asm;
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -45,79 +44,58 @@ const READ_REGISTER: u64 = 2;
 const WRITE_REGISTER: u64 = 3;
 const EXIT: u64 = 4;
 
-global_asm!(
-    ".pushsection .rodata.e2e_guest, \"a\", @progbits",
-    ".globl e2e_guest_start",
-    "e2e_guest_start:",
-    "    mov rbx, rdi",
-    "    xor ecx, ecx",
-    ".Le2e_wait:",
-    "    pause",
-    "    mov rax, [rbx]",
-    "    cmp rax, rcx",
-    "    je .Le2e_wait",
-    "    mov rcx, rax",
-    "    mov rsi, [rbx + 0x10]",
-    "    mov r8, [rbx + 0x18]",
-    "    lea rdi, [rbx + 0x1000]",
-    ".Le2e_access:",
-    "    mov rdx, [rdi]",
-    "    mov rax, [rdi + 8]",
-    "    cmp esi, {store}",
-    "    je .Le2e_store",
-    "    ja .Le2e_register",
-    "    mov rax, [rdx]",
-    "    mov [rdi + 8], rax",
-    "    jmp .Le2e_next",
-    ".Le2e_store:",
-    "    mov [rdx], rax",
-    "    jmp .Le2e_next",
-    ".Le2e_register:",
-    "    cmp esi, {write}",
-    "    je .Le2e_write",
-    "    ja .Le2e_exit",
-    "    mov eax, [rdx]",
-    "    mov [rdi + 8], rax",
-    "    jmp .Le2e_next",
-    ".Le2e_write:",
-    "    mov [rdx], eax",
-    ".Le2e_next:",
-    "    add rdi, 16",
-    "    dec r8",
-    "    jnz .Le2e_access",
-    "    mov [rbx + 8], rcx",
-    "    jmp .Le2e_wait",
-    ".Le2e_exit:",
-    "    mov edx, {exit_port}",
-    "    xor eax, eax",
-    "    out dx, al",
-    "    hlt",
-    ".globl e2e_guest_end",
-    "e2e_guest_end:",
-    ".popsection",
+microvm::guest_program!(
+    "e2e_guest_start",
+    "e2e_guest_end",
+    [
+        "    mov rbx, rdi",
+        "    xor ecx, ecx",
+        ".Le2e_wait:",
+        "    pause",
+        "    mov rax, [rbx]",
+        "    cmp rax, rcx",
+        "    je .Le2e_wait",
+        "    mov rcx, rax",
+        "    mov rsi, [rbx + 0x10]",
+        "    mov r8, [rbx + 0x18]",
+        "    lea rdi, [rbx + 0x1000]",
+        ".Le2e_access:",
+        "    mov rdx, [rdi]",
+        "    mov rax, [rdi + 8]",
+        "    cmp esi, {store}",
+        "    je .Le2e_store",
+        "    ja .Le2e_register",
+        "    mov rax, [rdx]",
+        "    mov [rdi + 8], rax",
+        "    jmp .Le2e_next",
+        ".Le2e_store:",
+        "    mov [rdx], rax",
+        "    jmp .Le2e_next",
+        ".Le2e_register:",
+        "    cmp esi, {write}",
+        "    je .Le2e_write",
+        "    ja .Le2e_exit",
+        "    mov eax, [rdx]",
+        "    mov [rdi + 8], rax",
+        "    jmp .Le2e_next",
+        ".Le2e_write:",
+        "    mov [rdx], eax",
+        ".Le2e_next:",
+        "    add rdi, 16",
+        "    dec r8",
+        "    jnz .Le2e_access",
+        "    mov [rbx + 8], rcx",
+        "    jmp .Le2e_wait",
+        ".Le2e_exit:",
+        "    mov edx, {exit_port}",
+        "    xor eax, eax",
+        "    out dx, al",
+        "    hlt",
+    ],
     store = const STORE,
     write = const WRITE_REGISTER,
     exit_port = const DEBUG_EXIT,
 );
-
-extern "C" {
-    #[link_name = "e2e_guest_start"]
-    static START: u8;
-    #[link_name = "e2e_guest_end"]
-    static END: u8;
-}
-
-fn program() -> &'static [u8] {
-    let (start, end) = (&raw const START, &raw const END);
-    let len = end.addr() - start.addr();
-    #[expect(clippy::disallowed_methods, reason = "constant data of this binary")]
-    // SAFETY: 1. `start` and `end` are labels in one section of this binary. Between them are only
-    //    the `len` initialised bytes that `global_asm!` puts there.
-    // 2. The section is read-only and exists as long as the process.
-    unsafe {
-        std::slice::from_raw_parts(start, len)
-    }
-}
 
 /// A vCPU that performs the accesses in its mailbox.
 pub struct Vcpu {

@@ -22,7 +22,7 @@ fn certain_moment_keeps_the_lengths_of_both_files() {
     let region = region.file_offset().unwrap().file();
     let steady = storm.sector * SECTOR;
     let lengths = || {
-        let [disk, region] = [&image.file, region].map(|file| file.metadata().unwrap().len());
+        let [disk, region] = [&*image.file, region].map(|file| file.metadata().unwrap().len());
         [disk - steady, region]
     };
     let full = CHUNKS * PAGE;

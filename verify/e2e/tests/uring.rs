@@ -1,8 +1,9 @@
 //! A ring ends each operation once: after short transfers, at the end of a file, and with more
 //! operations than fit. A ring that the system refuses returns its error.
 
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use e2e::uring::{Operation, Ring};
@@ -30,7 +31,7 @@ fn ram() -> Arc<GuestRam> {
 fn operation(
     ram: &Arc<GuestRam>,
     number: usize,
-    file: &impl AsRawFd,
+    file: &Arc<File>,
     len: usize,
     is_read: bool,
 ) -> Operation<GuestRam> {
@@ -48,7 +49,7 @@ fn operation(
     Operation {
         number,
         buffer,
-        file: file.as_raw_fd(),
+        file: Arc::clone(file),
         offset: 0,
         is_read,
     }
@@ -63,6 +64,7 @@ fn run_continues_short_transfers() {
     // More than a pipe can hold (pipe(7): 64 KiB), so no read returns all of it.
     let bytes: Vec<u8> = (0..50 * PAGE).map(|n| (n * 7 / 3) as u8).collect();
     let (receiver, mut sender) = io::pipe().unwrap();
+    let receiver = Arc::new(File::from(OwnedFd::from(receiver)));
     let sent = bytes.clone();
     let writer = std::thread::spawn(move || sender.write_all(&sent).unwrap());
     let mut ended = Vec::new();
@@ -95,11 +97,11 @@ fn run_at_end_of_file_returns_error_and_marks_all_pages() {
         return;
     };
     let ram = ram();
-    let file = temp_file(&[0x5a; 100]);
+    let file = Arc::new(temp_file(&[0x5a; 100]));
     let mut ended = Vec::new();
     let read = operation(&ram, 0, &file, 2 * PAGE as usize, true);
     // Opened for reading only.
-    let read_only = std::fs::File::open("/dev/null").unwrap();
+    let read_only = Arc::new(File::open("/dev/null").unwrap());
     let write = operation(&ram, 1, &read_only, 512, false);
     ring.run(vec![read, write], |number, outcome| {
         ended.push((number, outcome.map_err(|e| (e.kind(), e.raw_os_error()))));
@@ -132,7 +134,7 @@ fn run_with_more_operations_than_fit_ends_each_once() {
         return;
     };
     let ram = ram();
-    let file = temp_file(&[0x5a; 512]);
+    let file = Arc::new(temp_file(&[0x5a; 512]));
     let count = 5 * usize::from(QUEUE_MAX) + 3;
     let operations = (0..count).map(|number| operation(&ram, number, &file, 512, true));
     let mut ended = vec![0; count];
