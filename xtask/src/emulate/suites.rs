@@ -228,14 +228,6 @@ pub(super) static SUITES: &[Suite] = &[
         ci: &[Step::Own(own::refused)],
         all: &[Step::Own(own::refused)],
     },
-    Suite {
-        name: "armv7",
-        title: "armv7 Linux, which is refused",
-        tools: &[],
-        platform: native("armv7-unknown-linux-gnueabihf", Compiler::Rustup),
-        ci: &[],
-        all: &[Step::Own(own::refused)],
-    },
 ];
 
 const AARCH64_QEMU: &[Tool] = &[qemu("/usr/bin/qemu-aarch64-static")];
