@@ -88,6 +88,7 @@
 //! | [`vectored`] | a range over many regions in one system call; buffers of descriptor chains, and for asynchronous I/O | `rawfd` |
 //! | [`mmap`] | memory in mappings of this process | `backend-mmap` |
 //! | [`atomic`] | maps that are replaced while devices use them | `backend-atomic` |
+//! | [`listeners`] | those that follow guest memory, such as KVM slots; added to a [`GuestMemoryAtomic`](atomic::GuestMemoryAtomic) with the feature | `backend-atomic` |
 //! | [`bitmap`] | dirty tracking of one region; [`AtomicBitmap`](bitmap::AtomicBitmap) with the feature | `backend-bitmap` |
 //! | [`dirty`] | the dirty pages of a whole memory, merged with logs of KVM, vhost and VFIO | `backend-bitmap` |
 //! | [`iommu`] | memory that an IOMMU translates | `iommu` |
@@ -223,7 +224,7 @@ compile_error!(
 // xen                                                       mappings of Xen guest memory
 // bitmap                                                    dirty tracking of one region
 // value, bytes, io, volatile_memory, endian, atomic_integer
-// region, guest_memory                                      regions, and the traits of guest memory
+// region, listeners, guest_memory                           regions, and the traits of guest memory
 // mmap, iommu, atomic, vectored                             mappings, translation, swapped maps
 // dirty                                                     the dirty pages of a whole memory
 // ```
@@ -269,6 +270,7 @@ pub mod guest_memory;
 pub mod io;
 #[cfg(feature = "iommu")]
 pub mod iommu;
+pub mod listeners;
 #[cfg(feature = "backend-mmap")]
 #[expect(
     unsafe_code,

@@ -52,6 +52,7 @@
 //!
 //! The program `examples/hotplug.rs` plugs and unplugs a region while a device thread runs.
 
+mod listeners;
 mod reader;
 mod retired_map;
 #[cfg(all(test, feature = "backend-mmap"))]
@@ -59,16 +60,19 @@ mod tests;
 mod window;
 
 use core::ops::Deref;
-use std::sync::{Arc, LockResult, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LockResult, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 
 use crate::guest_memory::{Generation, GuestAddressSpace, GuestMemory, IntoMap};
+use crate::listeners::{refuse_in_listener, ListenerError};
 use crate::retired::{RetiredList, WeakVersion};
+use listeners::{MapObserverPointer, OnError};
 
 pub use crate::retired::ReadersRemain;
+pub use listeners::{DetachedListener, ListenerId};
 pub use reader::GuestMemoryReader;
-pub use retired_map::RetiredMap;
+pub use retired_map::{RetiredMap, UpdateError};
 
 /// A memory map that can be replaced while it is used.
 ///
@@ -109,13 +113,15 @@ pub struct GuestMemoryAtomic<M: GuestMemory> {
 
 /// The state of a [`GuestMemoryAtomic`] that writers share with threads that wait for readers.
 #[derive(Debug)]
-struct Writers<M> {
+struct Writers<M: GuestMemory> {
     /// The number of the current map. A writer holds the lock from loading that map until its
     /// successor is current. It is locked before the list, never after it.
     version: Mutex<u64>,
     /// Tells windows of the number of the current map. A writer publishes it after the swap.
     generation: Generation,
     retired: RetiredList<WeakVersion<M>>,
+    /// Set by the first listener.
+    listeners: OnceLock<MapObserverPointer<M>>,
 }
 
 impl<M: GuestMemory> GuestMemoryAtomic<M> {
@@ -138,7 +144,18 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
     /// Returns [`PoisonError`] if a writer panicked while it held the guard. The guard is in the
     /// error, and can be used: the map is that of the last replacement. A panic in
     /// [`update`](Self::update) does not poison the lock.
+    ///
+    /// # Panics
+    ///
+    /// Panics if a [listener](crate::listeners) calls it, which then has failed.
+    #[expect(
+        clippy::panic,
+        reason = "the result has no error for it, and the caller turns the panic into one"
+    )]
     pub fn lock(&self) -> LockResult<GuestMemoryExclusiveGuard<'_, M>> {
+        if let Err(error) = refuse_in_listener() {
+            panic!("{error}");
+        }
         let guard = |version| GuestMemoryExclusiveGuard {
             parent: self,
             version,
@@ -146,6 +163,18 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
         match self.writers.version.lock() {
             Ok(version) => Ok(guard(version)),
             Err(poisoned) => Err(PoisonError::new(guard(poisoned.into_inner()))),
+        }
+    }
+}
+
+impl<M: GuestMemory> GuestMemoryAtomic<M> {
+    /// Makes a map the current one, after its listeners were told. Returns the old one.
+    ///
+    /// The caller has the lock of writers.
+    fn publish(&self, map: Arc<M>, on_error: OnError) -> Result<Arc<M>, ListenerError> {
+        match self.writers.listeners.get() {
+            Some(listeners) => listeners.0.replace(map, on_error),
+            None => Ok(self.map.swap(map)),
         }
     }
 }
@@ -159,6 +188,7 @@ impl<M: GuestMemory> From<Arc<M>> for GuestMemoryAtomic<M> {
                 version: Mutex::new(0),
                 generation: Generation::default(),
                 retired: RetiredList::new(),
+                listeners: OnceLock::new(),
             }),
         }
     }
@@ -281,12 +311,15 @@ impl<M: GuestMemory> GuestMemoryExclusiveGuard<'_, M> {
     ///
     /// Later readers see `map`. The replaced map lives until its last reader is gone. Use
     /// [`update`](GuestMemoryAtomic::update) to wait for that.
+    ///
+    /// A [listener](crate::listeners) cannot refuse the map. If it fails, it is detached, and the
+    /// regions of both maps are kept for it.
     pub fn replace(mut self, map: M) {
-        let GuestMemoryAtomic {
-            map: current,
-            writers,
-        } = self.parent;
-        let old = current.swap(Arc::new(map));
+        let Ok(old) = self.parent.publish(Arc::new(map), OnError::Detach) else {
+            // Not reached: listeners that fail are detached.
+            return;
+        };
+        let writers = &self.parent.writers;
         let version = WeakVersion::new(*self.version, &old);
         let unread = version.map(|version| writers.retired.retire(version));
         *self.version = self.version.saturating_add(1);

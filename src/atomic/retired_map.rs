@@ -4,8 +4,10 @@ use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::listeners::{regions_without, OnError};
 use super::{GuestMemoryAtomic, Writers};
-use crate::guest_memory::GuestMemory;
+use crate::guest_memory::{GuestMemory, GuestMemoryBackend};
+use crate::listeners::{refuse_in_listener, ListenerError};
 use crate::retired::sync::lock;
 use crate::retired::{wait_until_unread, ReadersRemain, RetiredHandle};
 
@@ -64,11 +66,15 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
     /// Returns the error of `change`.
     #[doc(alias = "hotplug")]
     #[doc(alias = "RCU")]
-    pub fn update<E>(&self, change: impl FnOnce(&M) -> Result<M, E>) -> Result<RetiredMap<M>, E> {
+    pub fn update<E>(
+        &self,
+        change: impl FnOnce(&M) -> Result<M, E>,
+    ) -> Result<RetiredMap<M>, UpdateError<E>> {
+        refuse_in_listener()?;
         let mut version = lock(&self.writers.version);
         let current = self.map.load();
         let map = match catch_unwind(AssertUnwindSafe(|| change(&current))) {
-            Ok(map) => map?,
+            Ok(map) => map.map_err(UpdateError::Change)?,
             Err(panic) => {
                 // Nothing has changed yet. Unlock first, because unwinding would poison the lock.
                 drop(version);
@@ -76,7 +82,7 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
             }
         };
         drop(current);
-        let old = self.map.swap(Arc::new(map));
+        let old = self.publish(Arc::new(map), OnError::Undo)?;
         let (handle, retired) = RetiredHandle::new(*version, old);
         let unread = retired.map(|retired| self.writers.retired.retire(retired));
         *version = version.saturating_add(1);
@@ -90,6 +96,18 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
             writers: Arc::clone(&self.writers),
         })
     }
+}
+
+/// A map that was not replaced by [`GuestMemoryAtomic::update`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpdateError<E> {
+    /// The error of the function that makes the new map.
+    #[error(transparent)]
+    Change(E),
+    /// A [listener](crate::listeners) refused the new map.
+    #[error(transparent)]
+    Listener(#[from] ListenerError),
 }
 
 /// A map that was replaced by [`GuestMemoryAtomic::update`].
@@ -148,6 +166,24 @@ impl<M: GuestMemory> RetiredMap<M> {
     /// The reference is not counted as a reader.
     pub fn map(&self) -> &M {
         self.handle.value()
+    }
+
+    /// Returns the regions that a later map, such as the current one, no longer has.
+    ///
+    /// A region is known by its place in memory: maps share the regions that stay.
+    pub fn removed_regions(&self, later: &M) -> Vec<&M::R>
+    where
+        M: GuestMemoryBackend,
+    {
+        regions_without(self.map(), later)
+    }
+
+    /// Returns the regions that a later map, such as the current one, has in addition.
+    pub fn added_regions<'a>(&self, later: &'a M) -> Vec<&'a M::R>
+    where
+        M: GuestMemoryBackend,
+    {
+        regions_without(later, self.map())
     }
 
     /// Returns the number of readers of this map and of the maps before it.

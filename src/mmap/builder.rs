@@ -12,6 +12,7 @@ use super::system::{self, Options};
 use super::{MmapRegion, MmapRegionError, PluggedBlocks};
 use crate::bitmap::Bitmap;
 use crate::guest_memory::{FileOffset, Permissions};
+use crate::listeners::RegionNotifier;
 
 type Result<T> = std::result::Result<T, MmapRegionError>;
 
@@ -54,6 +55,7 @@ pub struct MmapRegionBuilder<B = ()> {
     raw_ptr: Option<*mut u8>,
     owner: Option<Owner>,
     blocks: Option<Arc<PluggedBlocks>>,
+    notifier: Option<Arc<RegionNotifier>>,
     bitmap: B,
 }
 
@@ -76,6 +78,7 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
             raw_ptr: None,
             owner: None,
             blocks: None,
+            notifier: None,
             bitmap,
         }
     }
@@ -185,6 +188,16 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
         self
     }
 
+    /// Tells [listeners](crate::listeners) of changes of the region's pages.
+    ///
+    /// The code that changes the pages announces it by `notifier`, also changes of
+    /// [plugged blocks](Self::with_plugged_blocks).
+    #[must_use]
+    pub fn with_notifier(mut self, notifier: Arc<RegionNotifier>) -> Self {
+        self.notifier = Some(notifier);
+        self
+    }
+
     /// Maps the memory and creates the region.
     ///
     /// A bitmap that can [grow](Bitmap::grow_to_track), and that of a slice, is grown until it
@@ -237,6 +250,7 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
             file_offset: self.file_offset,
             attributes,
             blocks: self.blocks,
+            notifier: self.notifier,
             owner: self.owner,
         })
     }

@@ -10,6 +10,7 @@ use crate::bitmap::{Bitmap, NewBitmap, BS};
 use crate::guest_memory::{
     Error, FileOffset, GuestAddress, GuestUsize, MemoryRegionAddress, Permissions, Result,
 };
+use crate::listeners::RegionNotifier;
 use crate::region::{GuestMemoryRegion, GuestMemoryRegionBytes};
 use crate::volatile_memory::VolatileSlice;
 
@@ -163,6 +164,10 @@ impl<B: Bitmap> GuestMemoryRegion for GuestRegionMmap<B> {
             Some(slice) => Ok(slice),
             None => self.slice_slow(offset, count),
         }
+    }
+
+    fn notifier(&self) -> Option<&Arc<RegionNotifier>> {
+        self.mapping.notifier.as_ref()
     }
 
     fn is_fully_reachable(&self) -> bool {

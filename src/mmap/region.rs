@@ -10,6 +10,7 @@ use super::system::{Attributes, Mapping};
 use super::{BlockStates, PluggedBlocks};
 use crate::bitmap::{Bitmap, BS};
 use crate::guest_memory::FileOffset;
+use crate::listeners::RegionNotifier;
 use crate::volatile_memory::{self, VolatileMemory, VolatileSlice};
 
 /// A mapping of this process, with a bitmap of the pages that were written.
@@ -45,6 +46,7 @@ pub struct MmapRegion<B = ()> {
     pub(super) attributes: Attributes,
     /// The blocks that are accessible. `None` if the whole mapping is.
     pub(super) blocks: Option<Arc<PluggedBlocks>>,
+    pub(super) notifier: Option<Arc<RegionNotifier>>,
     pub(super) owner: Option<Owner>,
 }
 

@@ -81,6 +81,7 @@ mod table;
 mod tests;
 
 use core::ops::Range;
+use std::sync::Arc;
 
 pub use collection::{GuestRegionCollection, GuestRegionCollectionError};
 
@@ -91,6 +92,7 @@ use crate::convert::{to_u64, to_usize};
 use crate::guest_memory::{
     Error, FileOffset, GuestAddress, GuestUsize, MemoryRegionAddress, Permissions, Result,
 };
+use crate::listeners::RegionNotifier;
 use crate::volatile_memory::VolatileSlice;
 
 /// A contiguous range of guest physical memory.
@@ -266,6 +268,13 @@ pub trait GuestMemoryRegion: Bytes<MemoryRegionAddress, E = Error> {
         count: usize,
     ) -> Option<VolatileSlice<'_, BS<'_, Self::B>>> {
         let _ = (addr, count);
+        None
+    }
+
+    /// Returns what tells [listeners](crate::listeners) of changes of the region's pages.
+    ///
+    /// The default is `None`, for a region whose pages do not change as long as it exists.
+    fn notifier(&self) -> Option<&Arc<RegionNotifier>> {
         None
     }
 

@@ -126,6 +126,7 @@ impl<B: NewBitmap> MmapRegion<B> {
                 xen: XenKind::default(),
             },
             blocks: None,
+            notifier: None,
             owner: None,
         })
     }

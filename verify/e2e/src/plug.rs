@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use microvm::bus::MmioDevice;
 use microvm::memory::{harvest, pages, Backing, GuestRam, GuestRegion};
-use vm_memory::atomic::RetiredMap;
+use vm_memory::atomic::{RetiredMap, UpdateError};
 use vm_memory::iommu::SharedIotlb;
 use vm_memory::{
     GuestAddress, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryRegion,
@@ -313,7 +313,7 @@ impl Plug {
                 now.get_iommu_enabled(),
             ))
         });
-        changed.map_err(|e: GuestRegionCollectionError| Error::other(e))
+        changed.map_err(|e: UpdateError<GuestRegionCollectionError>| Error::other(e))
     }
 }
 
