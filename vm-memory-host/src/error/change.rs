@@ -3,6 +3,8 @@
 
 use std::io;
 
+use vm_memory::listeners::ListenerError;
+
 use super::too_few_huge_pages;
 use crate::host::GroupLimit;
 use crate::region::Span;
@@ -334,6 +336,23 @@ pub enum ChangeError {
         /// It is `EFAULT` if huge pages cannot be plugged, and the number of free ones cannot be
         /// read, such as in a jail without /sys.
         source: io::Error,
+    },
+    /// A [listener](vm_memory::listeners) refused the change, or pages are pinned.
+    #[error(
+        "region {region}: cannot change {len:#x} bytes at {start:#x}, after {done:#x} bytes: a \
+        listener refused, or pages are pinned"
+    )]
+    Listener {
+        /// The region.
+        region: Span,
+        /// The guest physical address of the range.
+        start: u64,
+        /// The length of the range in bytes.
+        len: u64,
+        /// The number of bytes that were changed before.
+        done: u64,
+        /// The reason.
+        source: Box<ListenerError>,
     },
 }
 

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 
 use test_support::assert_causes_printed_once;
+use vm_memory::listeners::ListenerError;
 use vm_memory::mmap::{MmapRegionError, PluggedBlocksError};
 use vm_memory::GuestRegionCollectionError;
 
@@ -79,7 +80,7 @@ fn build_error_has_cause(error: &BuildError) -> bool {
 fn change_error_has_cause(error: &ChangeError) -> bool {
     use ChangeError as E;
     match error {
-        E::System { .. } | E::NoPages { .. } => true,
+        E::System { .. } | E::NoPages { .. } | E::Listener { .. } => true,
         E::Hole { .. }
         | E::PastTop { .. }
         | E::PageNumber { .. }
@@ -144,7 +145,14 @@ fn error_of_operation_prints_each_cause_once() {
         done,
         source: system(),
     };
-    for error in [&refused, &no_pages] {
+    let listener = ChangeError::Listener {
+        region,
+        start,
+        len,
+        done,
+        source: Box::new(ListenerError::InListener),
+    };
+    for error in [&refused, &no_pages, &listener] {
         assert!(change_error_has_cause(error));
         assert_printed_once(error);
     }

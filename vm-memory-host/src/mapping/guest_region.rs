@@ -16,13 +16,18 @@ use crate::region::Span;
 /// the trait for its own region type, and gets the memory of each region from
 /// [`MemoryBuilder::build_regions`](crate::MemoryBuilder::build_regions).
 ///
+/// The type must also return [`HostMapping::notifier`] from `GuestMemoryRegion::notifier`.
+/// Otherwise, listeners of a memory with the region are not told of plugs, unplugs and discards.
+///
 /// Returning the mapping of another region is safe, but the functions then discard or populate the
 /// pages of that region.
 ///
 /// # Examples
 ///
 /// ```
+/// use std::sync::Arc;
 /// use vm_memory::bitmap::{Bitmap, BS};
+/// use vm_memory::listeners::RegionNotifier;
 /// use vm_memory::{
 ///     Bytes, GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
 ///     GuestRegionCollection, GuestRegionMmap, GuestUsize, MemoryRegionAddress, VolatileSlice,
@@ -62,6 +67,10 @@ use crate::region::Span;
 ///         count: usize,
 ///     ) -> Result<VolatileSlice<'_, BS<'_, Self::B>>, GuestMemoryError> {
 ///         self.inner.get_slice(offset, count)
+///     }
+///
+///     fn notifier(&self) -> Option<&Arc<RegionNotifier>> {
+///         self.inner.notifier()
 ///     }
 /// }
 ///
@@ -149,6 +158,7 @@ impl HostMapping {
     ) -> Result<MmapRegion<B>, MmapRegionError> {
         let builder = MmapRegionBuilder::new_with_bitmap(self.mapped.len(), bitmap);
         let mut builder = self.describe_to(builder).with_owner(Arc::clone(self));
+        builder = builder.with_notifier(Arc::clone(&self.notifier));
         if let Some((file, offset)) = &self.backing.file {
             builder = builder.with_file_offset(FileOffset::from_arc(Arc::clone(file), *offset));
         }

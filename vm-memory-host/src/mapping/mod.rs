@@ -39,6 +39,7 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use vm_memory::listeners::RegionNotifier;
 use vm_memory::mmap::{BlockStates, PluggedBlocks};
 use vm_memory::GuestAddress;
 
@@ -74,6 +75,8 @@ pub struct HostMapping {
     pub(crate) blocks: Option<(Blocks, Arc<PluggedBlocks>)>,
     /// The number of calls that have plugged unplugged blocks.
     pub(crate) plugs: AtomicU64,
+    /// Tells memories with the region of changes of its pages. Its turn is taken before `changes`.
+    pub(crate) notifier: Arc<RegionNotifier>,
     /// The state of the pages, and the lock that orders changes of the mapping.
     ///
     /// `discard`, `zero_range`, `plug` and `unplug` write-lock it, which serialises them.
@@ -167,6 +170,13 @@ impl HostMapping {
     /// Only [`plug`](crate::plug()) and [`unplug`](crate::unplug()) change it.
     pub fn plugged_blocks(&self) -> Option<&BlockStates> {
         self.blocks.as_ref().map(|(_, blocks)| &***blocks)
+    }
+
+    /// Returns what tells listeners of plugs, unplugs and discards, and pins pages.
+    ///
+    /// A region type of a VMM returns it from `GuestMemoryRegion::notifier`.
+    pub fn notifier(&self) -> &Arc<RegionNotifier> {
+        &self.notifier
     }
 
     /// Returns whether a discard overwrites its huge pages, which stay with the region.

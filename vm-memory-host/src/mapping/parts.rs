@@ -3,6 +3,7 @@
 use std::io;
 
 use vm_memory::bitmap::Bitmap;
+use vm_memory::listeners::{ListenerError, RegionChanges};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::{span_of, to_u64, usable, HostMapped, HostMapping};
@@ -78,6 +79,32 @@ impl<R: HostMapped> Part<'_, R> {
             len: to_u64(self.len),
             done: self.before,
             source,
+        }
+    }
+
+    /// Excludes other changes of the region's pages, so that listeners can be told of this one.
+    pub(crate) fn begin(&self) -> Result<RegionChanges<'_>, ChangeError> {
+        let changes = self.mapping.notifier.begin();
+        changes.map_err(|source| self.refused_by_listener(source))
+    }
+
+    /// Returns the accessible ranges of the part, as offset and length. Listeners are told of them.
+    pub(crate) fn accessible_runs(&self) -> Vec<(u64, u64)> {
+        let run = |(offset, len)| (to_u64(offset), to_u64(len));
+        match self.mapping.plugged_blocks() {
+            Some(record) => record.runs_in(self.offset, self.len).map(run).collect(),
+            None => vec![run((self.offset, self.len))],
+        }
+    }
+
+    /// Returns the error for a change that a listener refused, or that pins prevent.
+    pub(crate) fn refused_by_listener(&self, source: ListenerError) -> ChangeError {
+        ChangeError::Listener {
+            region: span_of(self.region),
+            start: self.start(),
+            len: to_u64(self.len),
+            done: self.before,
+            source: Box::new(source),
         }
     }
 

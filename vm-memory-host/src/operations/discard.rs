@@ -1,5 +1,6 @@
 //! [`discard`]: returns pages to the system.
 
+use vm_memory::listeners::ChangeKind;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::system::discard_part;
@@ -121,8 +122,8 @@ use crate::mapping::{parts, span_of, HostMapped, HostMapping, Part};
 /// - touches a [read-only](crate::Region::read_only) region, or
 /// - touches a region that this crate did not build, or that the parent process built.
 ///
-/// Returns [`ChangeError::System`] if the system refuses a call. Earlier regions of the range stay
-/// discarded.
+/// Returns [`ChangeError::System`] if the system refuses a call, and [`ChangeError::Listener`] if a
+/// listener refuses the discard or pages are pinned. Earlier regions of the range stay discarded.
 ///
 /// The same error means that a page to overwrite is not available. For example, another process
 /// has truncated the file, or has removed the page and the file system is full. Before Linux 5.14,
@@ -166,6 +167,9 @@ pub(super) fn refuse_read_only<R: HostMapped>(
 ///
 /// Returns the number of bytes freed.
 pub(super) fn discard_whole<R: HostMapped>(part: &Part<'_, R>) -> Result<u64, ChangeError> {
+    let told = part.begin()?;
+    let announced = told.announce(ChangeKind::Discarded, &part.accessible_runs());
+    announced.map_err(|source| part.refused_by_listener(source))?;
     let result = discard_part(part.mapping, part.offset, part.len);
     // Even after an error: some of its bytes may have changed.
     part.mark_dirty();

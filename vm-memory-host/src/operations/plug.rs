@@ -4,13 +4,14 @@
 //! `PluggedBlocks` of vm-memory records which blocks accesses may reach. The order of steps keeps
 //! accesses from a block while its pages change:
 //!
-//! - `plug` frees old pages, prepares the block, and then records it as plugged.
-//! - `unplug` records the block as unplugged, and then frees its pages.
+//! - `plug` frees old pages, prepares the block, tells listeners, and then records it as plugged.
+//! - `unplug` tells listeners, records the block as unplugged, and then frees its pages.
 
 use std::fmt;
 use std::io;
 use std::sync::atomic::Ordering;
 
+use vm_memory::listeners::ChangeKind;
 use vm_memory::mmap::BlockStates;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -18,7 +19,9 @@ use super::system::{
     check_memory_of_blocks, close_all, not_plugged, prepare, prepare_empty, withdraw,
 };
 use crate::error::ChangeError;
-use crate::mapping::{parts, span_of, to_u64, unplugged_runs, HostMapped, HostMapping};
+use crate::mapping::{
+    parts, span_of, to_u64, unplugged_runs, Changes, HostMapped, HostMapping, Part,
+};
 
 /// Makes the blocks of a range accessible. Blocks that are plugged already keep their bytes.
 ///
@@ -83,7 +86,8 @@ use crate::mapping::{parts, span_of, to_u64, unplugged_runs, HostMapped, HostMap
 /// Returns [`ChangeError::NoPages`] if the pool has too few huge pages. Returns
 /// [`ChangeError::Memory`] if the host has too little memory for a tmpfs with a size limit. Returns
 /// [`ChangeError::ControlGroup`] if a control group allows too little of either, and
-/// [`ChangeError::System`] if the system refuses a call. If the number of free huge pages cannot be
+/// [`ChangeError::System`] if the system refuses a call. Returns [`ChangeError::Listener`] if a
+/// listener refuses the blocks. If the number of free huge pages cannot be
 /// read, such as in a jail without /sys, too few of them cause `System` with `EFAULT`.
 /// [`ChangeError::is_shortage`] returns `true` for all of these shortages: the device may plug
 /// fewer blocks, or let the driver try again.
@@ -100,9 +104,7 @@ where
     let mut changed = 0u64;
     for part in parts(memory, addr, len, block_size)? {
         check_memory_of_blocks(&part)?;
-        let plugged = plug_part(part.mapping, part.offset, part.len);
-        let here = plugged.map_err(|source| not_plugged(&part, source))?;
-        changed = changed.saturating_add(here);
+        changed = changed.saturating_add(plug_part(&part)?);
     }
     Ok(changed)
 }
@@ -158,8 +160,12 @@ where
 /// - touches a region that the parent process built.
 ///
 /// Returns [`ChangeError::System`] for the first region whose pages the system refuses to discard.
-/// All blocks of the range are unplugged nevertheless. The `plugged_size` of the device is then the
-/// number of bytes that [`BlockStates`](vm_memory::mmap::BlockStates) counts as plugged.
+/// All blocks of the range are unplugged nevertheless. Returns [`ChangeError::Listener`] for the
+/// first region of which a listener refuses the change, or which has pinned pages in the range. Its
+/// blocks stay plugged, and those of other regions are unplugged.
+///
+/// The `plugged_size` of the device is then the number of bytes that
+/// [`BlockStates`](vm_memory::mmap::BlockStates) counts as plugged.
 #[doc(alias = "virtio-mem")]
 #[doc(alias = "hot-unplug")]
 pub fn unplug<M>(memory: &M, addr: GuestAddress, len: u64) -> Result<u64, ChangeError>
@@ -169,9 +175,8 @@ where
 {
     let mut result = Ok(0u64);
     for part in parts(memory, addr, len, block_size)? {
-        let unplugged = unplug_part(part.mapping, part.offset, part.len);
+        let here = unplug_part(&part);
         part.mark_dirty();
-        let here = unplugged.map_err(|source| part.refused("discard", source));
         result = result.and_then(|changed| Ok(changed.saturating_add(here?)));
     }
     result
@@ -339,42 +344,76 @@ pub(crate) fn plug_initial(mapping: &HostMapping, plugged: &[(usize, usize)]) ->
     Ok(())
 }
 
-/// Plugs whole blocks of a mapping, and returns the number of bytes that were unplugged.
-fn plug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
+/// Plugs whole blocks of a part, and returns the number of bytes that were unplugged.
+fn plug_part<R: HostMapped>(part: &Part<'_, R>) -> Result<u64, ChangeError> {
+    let (mapping, offset, len) = (part.mapping, part.offset, part.len);
     let Some((blocks, record)) = &mapping.blocks else {
         return Ok(0);
     };
-    let changes = mapping.lock_changes()?;
+    let told = part.begin()?;
     let unplugged = unplugged_runs(record, offset, len);
+    let withdraw_all = |changes: &Changes<'_>| {
+        for &(at, run) in &unplugged {
+            // The first error is reported. The next plug or unplug frees pages that stay.
+            let _ = withdraw(changes, blocks, at, run);
+        }
+    };
+    let lock = || {
+        mapping
+            .lock_changes()
+            .map_err(|source| not_plugged(part, source))
+    };
+    let changes = lock()?;
     let prepared = unplugged
         .iter()
         .try_for_each(|&(at, run)| prepare_empty(&changes, blocks, at, run));
-    if let Err(error) = prepared {
-        for (at, run) in unplugged {
-            // The first error is reported. The next plug or unplug frees pages that stay.
-            let _ = withdraw(&changes, blocks, at, run);
+    if let Err(source) = prepared {
+        withdraw_all(&changes);
+        return Err(not_plugged(part, source));
+    }
+    // A listener may read the mapping, which needs the lock. `told` excludes other changes.
+    drop(changes);
+    let runs: Vec<_> = unplugged
+        .iter()
+        .map(|&(at, run)| (to_u64(at), to_u64(run)))
+        .collect();
+    let announced = told.announce(ChangeKind::Plugged, &runs);
+    let changes = lock()?;
+    if let Err(source) = announced {
+        // A listener that failed to undo is detached, and has pinned the region.
+        if !mapping.notifier.is_pinned(to_u64(offset), to_u64(len)) {
+            withdraw_all(&changes);
         }
-        return Err(error);
+        return Err(part.refused_by_listener(source));
     }
     if !unplugged.is_empty() {
         // Relaxed: see `plugs`. Pages that a balloon has collected in the blocks before are stale.
         mapping.plugs.fetch_add(1, Ordering::Relaxed);
     }
-    record.plug(offset, len).map_err(io::Error::other)?;
+    let recorded = record.plug(offset, len).map_err(io::Error::other);
+    recorded.map_err(|source| not_plugged(part, source))?;
     Ok(total(unplugged))
 }
 
-/// Unplugs whole blocks of a mapping, and returns the number of bytes that were plugged.
-fn unplug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
+/// Unplugs whole blocks of a part, and returns the number of bytes that were plugged.
+fn unplug_part<R: HostMapped>(part: &Part<'_, R>) -> Result<u64, ChangeError> {
+    let (mapping, offset, len) = (part.mapping, part.offset, part.len);
     let Some((blocks, record)) = &mapping.blocks else {
         return Ok(0);
     };
-    let changes = mapping.lock_changes()?;
-    let plugged = total(record.runs_in(offset, len));
-    // The record changes first: later accesses must not reach the block.
-    record.unplug(offset, len).map_err(io::Error::other)?;
-    withdraw(&changes, blocks, offset, len)?;
-    Ok(plugged)
+    let told = part.begin()?;
+    let plugged = part.accessible_runs();
+    let announced = told.announce(ChangeKind::Unplugged, &plugged);
+    announced.map_err(|source| part.refused_by_listener(source))?;
+    let unplug = || {
+        let changes = mapping.lock_changes()?;
+        // The record changes first: later accesses must not reach the block.
+        record.unplug(offset, len).map_err(io::Error::other)?;
+        withdraw(&changes, blocks, offset, len)
+    };
+    unplug().map_err(|source| part.refused("discard", source))?;
+    let lengths = plugged.iter().map(|(_, len)| *len);
+    Ok(lengths.fold(0, u64::saturating_add))
 }
 
 /// Returns the total length of runs.

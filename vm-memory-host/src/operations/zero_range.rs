@@ -3,6 +3,7 @@
 use std::io;
 
 use vm_memory::arithmetic::to_usize;
+use vm_memory::listeners::ListenerError;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::discard::{discard_whole, refuse_read_only};
@@ -75,7 +76,16 @@ where
         let last = end.saturating_sub(rest).max(first);
         overwrite(&piece(&part, start, first))?;
         if first < last {
-            freed = freed.saturating_add(discard_whole(&piece(&part, first, last))?);
+            let pages = piece(&part, first, last);
+            freed = freed.saturating_add(match discard_whole(&pages) {
+                // The device must find the zeroes in the same pages.
+                Err(ChangeError::Listener { source, .. })
+                    if matches!(*source, ListenerError::Pinned { .. }) =>
+                {
+                    overwrite(&pages).map(|()| 0)?
+                }
+                freed => freed?,
+            });
         }
         overwrite(&piece(&part, last, end))?;
     }

@@ -95,6 +95,7 @@ fn map_region(
         options: region.options.clone(),
         blocks,
         plugs: AtomicU64::new(0),
+        notifier: Arc::default(),
         changes: RwLock::new(PageState::new(
             count_protected_blocks(region)?,
             Arc::clone(run_vmas),

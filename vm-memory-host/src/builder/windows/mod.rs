@@ -130,6 +130,7 @@ fn map(region: &Region, backing: &OpenedBacking) -> Result<Arc<HostMapping>, Bui
         options: region.options.clone(),
         blocks,
         plugs: AtomicU64::new(0),
+        notifier: Arc::default(),
         changes: RwLock::new(PageState),
     };
     plug_initial(&mapping, &plugged).map_err(refused)?;
