@@ -1,4 +1,4 @@
-//! What listeners of a memory are told, and what happens if they fail.
+//! The calls of listeners of a memory, and their failures.
 #![cfg(all(feature = "backend-mmap", feature = "backend-atomic"))]
 
 use std::convert::Infallible;
@@ -21,7 +21,7 @@ const PAGE: u64 = 0x1000;
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 type Call = Box<dyn FnMut() -> Result<(), BoxError> + Send>;
 
-/// What several listeners were told, in order.
+/// The calls of several listeners, in order.
 type Log = Arc<Mutex<Vec<String>>>;
 
 /// Writes to a log, and then calls a function.
@@ -65,7 +65,7 @@ fn accepts() -> Call {
     Box::new(|| Ok(()))
 }
 
-/// Fails in the call of that number, counted from 0, and in all calls from `until` on.
+/// Fails in the call of that number, counted from 0, and in all calls of number `until` or higher.
 fn fails_in(number: usize, until: usize) -> Call {
     let mut calls = 0;
     Box::new(move || {
@@ -336,6 +336,30 @@ fn dropped_memory_whose_listener_fails_stays_mapped() {
         .unwrap();
     let map = Arc::downgrade(&memory.memory().into_inner());
     drop(memory);
+    assert!(map.upgrade().is_some());
+}
+
+#[test]
+fn memory_that_a_listener_drops_stays_mapped() {
+    let (memory, other, log) = (memory(), memory(), Log::default());
+    other
+        .add_listener(Listener::boxed("b", &log, accepts()))
+        .unwrap();
+    let map = Arc::downgrade(&other.memory().into_inner());
+    take(&log);
+    let mut other = Some(other);
+    let same = memory.clone();
+    let call: Call = Box::new(move || {
+        drop(other.take());
+        // The thread is still marked.
+        assert!(same.detached_listeners().is_err());
+        Ok(())
+    });
+    let nothing = Log::default();
+    memory
+        .add_listener(Listener::boxed("a", &nothing, call))
+        .unwrap();
+    assert_eq!(take(&log), [""; 0]);
     assert!(map.upgrade().is_some());
 }
 

@@ -40,7 +40,8 @@ where
     /// Adds a listener, and tells it of all regions of the current map.
     ///
     /// The [module `listeners`](crate::listeners) states what it is told later. When the last
-    /// handle to the memory is dropped, it is told that all regions go.
+    /// handle to the memory is dropped, it is told that all regions go. The exception is a drop by
+    /// a listener of another memory: the map then stays mapped, and the listener exists, forever.
     ///
     /// # Errors
     ///
@@ -247,6 +248,12 @@ where
     }
 
     fn end(&self) {
+        if refuse_in_listener().is_err() {
+            // This thread may have the turns already.
+            let entries = std::mem::take(&mut *lock(&self.entries));
+            std::mem::forget((entries, self.map.load_full()));
+            return;
+        }
         let _turn = Turns::take([self]);
         let map = self.map.load_full();
         let notifiers = notifiers(map.iter());

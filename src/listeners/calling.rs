@@ -24,9 +24,10 @@ pub(crate) fn call(
 ) -> Result<(), super::BoxError> {
     use std::panic::{catch_unwind, AssertUnwindSafe};
 
-    IN_LISTENER.set(true);
+    // A listener can drop another memory, whose listeners are then called.
+    let before = IN_LISTENER.replace(true);
     let result = catch_unwind(AssertUnwindSafe(function));
-    IN_LISTENER.set(false);
+    IN_LISTENER.set(before);
     result.unwrap_or_else(|panic| {
         let message = panic
             .downcast_ref::<&str>()

@@ -105,7 +105,8 @@ impl RegionNotifier {
     ///
     /// # Deadlocks
     ///
-    /// A thread that holds the result must not call `begin` again.
+    /// A thread that holds the result must not call `begin` again. It must also not drop the last
+    /// handle to a memory with listeners.
     ///
     /// # Errors
     ///
