@@ -56,6 +56,7 @@
 //! | borrow slices of host memory | [`GuestMemory::get_slices`], [`VolatileSlice`] | |
 //! | keep slices valid for a request, for code that uses their pointers | [`GuestMemory::held`] | |
 //! | find runs of host memory, to register them | [`GuestMemory::host_runs`] | |
+//! | let a device reach only some ranges | [`guest_memory::RestrictedMemory`] | |
 //! | move all bytes of a range or none | [`GuestMemory::all_or_nothing`] | |
 //! | find the byte that an access cannot reach, and the reason | [`GuestMemory::explain`] | `iommu_device` |
 //! | move bytes between files and the guest | [`ReadVolatile`], [`WriteVolatile`], [`vectored`] | `net_device` |

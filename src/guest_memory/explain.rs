@@ -72,6 +72,10 @@ pub enum RefusalReason {
     MappingPermits(Permissions),
     /// The dirty bitmap beside the IOMMU does not track the byte, so it must not be written.
     NotTracked,
+    /// The byte is not in a range of the [`RestrictedMemory`](super::RestrictedMemory).
+    NotInView,
+    /// The range of the [`RestrictedMemory`](super::RestrictedMemory) permits only these accesses.
+    ViewPermits(Permissions),
     /// The range passes the end of the address space, 2^64.
     PastTheEnd,
     /// The memory gives no reason: it only refuses the range, or needs side effects to find one.
@@ -129,6 +133,10 @@ impl Display for RefusalReason {
             }
             Self::NotTracked => {
                 f.write_str("the dirty bitmap beside the IOMMU does not track it; use a larger one")
+            }
+            Self::NotInView => f.write_str("it is not in a range of the view of the memory"),
+            Self::ViewPermits(granted) => {
+                write!(f, "the view of the memory permits {}", access(*granted))
             }
             Self::PastTheEnd => f.write_str("it is past the end of the address space, 2^64"),
             Self::Unknown => f.write_str("the memory gives no reason"),

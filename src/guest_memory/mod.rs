@@ -4,6 +4,7 @@
 //!   GuestMemory             for devices: accesses by guest address, each with a permission.
 //!   │                       Behind an IOMMU, the address is an IOVA.
 //!   ├── IommuMemory         translates IOVAs, then uses a GuestMemoryBackend (feature `iommu`)
+//!   ├── RestrictedMemory    some ranges of another GuestMemory
 //!   └── GuestMemoryBackend  guest physical memory: regions, found by address.
 //!       │                   Every backend is a GuestMemory.
 //!       └── GuestRegionCollection, and its alias GuestMemoryMmap
@@ -68,6 +69,7 @@ mod held;
 mod hold;
 mod host_runs;
 mod permissions;
+mod restricted;
 #[expect(
     unsafe_code,
     reason = "a window may own the map that its slices borrow from"
@@ -95,6 +97,7 @@ pub use hold::TranslationHold;
 pub use host_runs::HostRun;
 pub(crate) use permissions::not_created_for;
 pub use permissions::Permissions;
+pub use restricted::{RestrictedMemory, RestrictedMemoryError};
 pub use window::Window;
 
 #[cfg(any(feature = "backend-atomic", feature = "iommu"))]
