@@ -295,7 +295,7 @@ fn lock_by_listener_panics_and_is_a_refusal() {
         .unwrap_err();
     let source = std::error::Error::source(&error).unwrap().to_string();
     assert!(source.contains("cannot change guest memory"), "{source}");
-    assert!(!memory.lock().is_err());
+    assert!(memory.lock().is_ok());
 }
 
 #[test]
@@ -410,6 +410,63 @@ fn region_with_blocks_is_told_as_its_plugged_ranges() {
     ];
     let told: Vec<String> = going.iter().map(|text| format!("b {text}")).collect();
     assert_eq!(take(&later)[..5], told);
+}
+
+#[test]
+fn region_and_listener_that_join_later_log_writes() {
+    let (memory, log) = (memory(), Log::default());
+    memory
+        .add_listener(Listener::boxed("a", &log, accepts()))
+        .unwrap();
+    take(&log);
+    memory.track_writes(true).unwrap();
+    // Already on.
+    memory.track_writes(true).unwrap();
+    assert_eq!(take(&log), ["a track 0x0", "a commit"]);
+    move_region(&memory, PAGE).unwrap();
+    let moved = [
+        "unplug 0x0",
+        "stop tracking 0x0",
+        "remove 0x0",
+        "add 0x1000",
+        "track 0x1000",
+    ];
+    let moved: Vec<String> = moved.iter().map(|text| format!("a {text}")).collect();
+    assert_eq!(take(&log)[..5], moved);
+    let later = Log::default();
+    memory
+        .add_listener(Listener::boxed("b", &later, accepts()))
+        .unwrap();
+    let known = [
+        "b add 0x1000",
+        "b track 0x1000",
+        "b plug 0x1000",
+        "b commit",
+    ];
+    assert_eq!(take(&later), known);
+    memory.track_writes(false).unwrap();
+    assert_eq!(take(&later), ["b stop tracking 0x1000", "b commit"]);
+}
+
+#[test]
+fn tracking_that_a_listener_refuses_stays_off() {
+    let (memory, log) = (memory(), Log::default());
+    memory
+        .add_listener(Listener::boxed("a", &log, accepts()))
+        .unwrap();
+    memory
+        .add_listener(Listener::boxed("b", &log, fails_in(2, 100)))
+        .unwrap();
+    take(&log);
+    memory.track_writes(true).unwrap_err();
+    let undone = [
+        "a track 0x0",
+        "b track 0x0",
+        "a stop tracking 0x0",
+        "a commit",
+    ];
+    assert_eq!(take(&log), undone);
+    memory.track_writes(true).unwrap();
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The listeners of a [`GuestMemoryAtomic`]: tells them of changes, and undoes what one refuses.
 
 use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, Weak};
 use std::{ptr, slice};
@@ -58,17 +59,7 @@ where
     ) -> Result<ListenerId, ListenerError> {
         refuse_in_listener()?;
         let _version = lock(&self.writers.version);
-        let listeners = self.writers.listeners.get_or_init(|| {
-            let map = Arc::clone(&self.map);
-            MapObserverPointer(Arc::new_cyclic(|this| Listeners {
-                id: next_id(),
-                turn: Turn::default(),
-                map,
-                entries: Mutex::default(),
-                this: Weak::clone(this),
-            }))
-        });
-        listeners.0.add(listener)
+        self.listeners().0.add(listener)
     }
 
     /// Removes a listener, after it was told that all regions go.
@@ -122,6 +113,53 @@ where
         listeners.ok_or(ListenerError::Unknown)?.0.remove(id)
     }
 
+    /// Tells listeners to log writes to guest memory, or that logs are no longer needed.
+    ///
+    /// This switches no bitmap of a region: `DirtyMemory::set_tracking` does. Start both before the
+    /// first copy of a migration. A region that joins the map later is logged from its start, and a
+    /// listener that is added later also logs.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of a listener. Nothing has changed then. Returns
+    /// [`ListenerError::InListener`] if a listener calls this.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use vm_memory::{GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
+    ///
+    /// let map = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)])?;
+    /// let memory = GuestMemoryAtomic::new(map);
+    /// // memory.add_listener(…): the slots of KVM
+    /// memory.track_writes(true)?;
+    /// // The migration: harvests the bitmaps of the memory, and KVM's log.
+    /// memory.track_writes(false)?;
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias = "KVM_MEM_LOG_DIRTY_PAGES")]
+    pub fn track_writes(&self, on: bool) -> Result<(), ListenerError> {
+        refuse_in_listener()?;
+        let _version = lock(&self.writers.version);
+        self.listeners().0.track(on)
+    }
+
+    fn listeners(&self) -> &MapObserverPointer<M> {
+        self.writers.listeners.get_or_init(|| {
+            let map = Arc::clone(&self.map);
+            MapObserverPointer(Arc::new_cyclic(|this| Listeners {
+                id: next_id(),
+                turn: Turn::default(),
+                map,
+                entries: Mutex::default(),
+                tracking: AtomicBool::new(false),
+                this: Weak::clone(this),
+            }))
+        })
+    }
+
     /// Returns the listeners that failed to undo a change, and are told nothing more.
     ///
     /// The memory that they may use is kept until they are
@@ -162,6 +200,8 @@ pub(super) trait MapObserver<M: GuestMemory>: Send + Sync {
     where
         M: GuestMemoryBackend;
 
+    fn track(&self, on: bool) -> Result<(), ListenerError>;
+
     fn detached(&self) -> Vec<DetachedListener>;
 }
 
@@ -193,6 +233,8 @@ struct Listeners<M: GuestMemoryBackend> {
     map: Arc<ArcSwap<M>>,
     /// In the order in which they were added. Locked while the turn is taken.
     entries: Mutex<Vec<Entry<M>>>,
+    /// Whether listeners log writes. Changes only while the turn is taken.
+    tracking: AtomicBool,
     this: Weak<Self>,
 }
 
@@ -226,11 +268,7 @@ where
             let (gone, come) = (regions_without(&*old, &*new), regions_without(&*new, &*old));
             let changed = notifiers(gone.iter().chain(&come).copied());
             let _regions = Turns::take(changed.iter().copied());
-            let mut changes = Vec::new();
-            gone.iter()
-                .for_each(|region| add_removal(&mut changes, *region));
-            come.iter()
-                .for_each(|region| add_addition(&mut changes, *region));
+            let changes = self.changes(gone.iter().copied(), come.iter().copied());
             let maps = [Arc::clone(&old), Arc::clone(&new)];
             tell(&mut lock(&self.entries), &changes, &maps, on_error)?;
             drop(self.map.swap(Arc::clone(&new)));
@@ -258,9 +296,7 @@ where
         let map = self.map.load_full();
         let notifiers = notifiers(map.iter());
         let _regions = Turns::take(notifiers.iter().copied());
-        let mut changes = Vec::new();
-        map.iter()
-            .for_each(|region| add_removal(&mut changes, region));
+        let changes = self.changes(map.iter(), []);
         let mut entries = lock(&self.entries);
         // Cannot fail: listeners that fail are detached.
         let _ = tell(&mut entries, &changes, &[Arc::clone(&map)], OnError::Detach);
@@ -277,9 +313,7 @@ where
         let notifiers = notifiers(map.iter());
         let _regions = Turns::take(notifiers.iter().copied());
         let id = ListenerId(next_id());
-        let mut changes = Vec::new();
-        map.iter()
-            .for_each(|region| add_addition(&mut changes, region));
+        let changes = self.changes([], map.iter());
         let mut entry = [Entry {
             id,
             listener,
@@ -303,13 +337,31 @@ where
         let mut entries = lock(&self.entries);
         let number = entries.iter().position(|entry| entry.id == id);
         let number = number.ok_or(ListenerError::Unknown)?;
-        let mut changes = Vec::new();
-        map.iter()
-            .for_each(|region| add_removal(&mut changes, region));
+        let changes = self.changes(map.iter(), []);
         let entry = entries.get_mut(number).map(slice::from_mut);
         let maps = [Arc::clone(&map)];
         tell(entry.unwrap_or_default(), &changes, &maps, OnError::Undo)?;
         Ok(entries.remove(number).listener)
+    }
+
+    fn track(&self, on: bool) -> Result<(), ListenerError> {
+        let _turn = Turns::take([self]);
+        if self.is_tracking() == on {
+            return Ok(());
+        }
+        let map = self.map.load_full();
+        let kind = if on {
+            ChangeKind::TrackingStarted
+        } else {
+            ChangeKind::TrackingStopped
+        };
+        let changes = map.iter().map(|region| whole(kind, region));
+        let changes: Vec<_> = changes.collect();
+        let maps = [Arc::clone(&map)];
+        tell(&mut lock(&self.entries), &changes, &maps, OnError::Undo)?;
+        // Relaxed: the turn orders it.
+        self.tracking.store(on, Ordering::Relaxed);
+        Ok(())
     }
 
     fn detached(&self) -> Vec<DetachedListener> {
@@ -330,6 +382,35 @@ impl<M> Listeners<M>
 where
     M: GuestMemoryBackend + Send + Sync + 'static,
 {
+    fn is_tracking(&self) -> bool {
+        // Relaxed: the turn orders it.
+        self.tracking.load(Ordering::Relaxed)
+    }
+
+    /// Returns the changes by which a listener learns of regions, or forgets them.
+    fn changes<'a>(
+        &self,
+        gone: impl IntoIterator<Item = &'a M::R>,
+        come: impl IntoIterator<Item = &'a M::R>,
+    ) -> Vec<MemoryChange<'a, M::R>> {
+        let mut changes = Vec::new();
+        for region in gone {
+            changes.extend(runs_of(ChangeKind::Unplugged, region));
+            if self.is_tracking() {
+                changes.push(whole(ChangeKind::TrackingStopped, region));
+            }
+            changes.push(whole(ChangeKind::Removed, region));
+        }
+        for region in come {
+            changes.push(whole(ChangeKind::Added, region));
+            if self.is_tracking() {
+                changes.push(whole(ChangeKind::TrackingStarted, region));
+            }
+            changes.extend(runs_of(ChangeKind::Plugged, region));
+        }
+        changes
+    }
+
     /// Tells the listeners of later changes of a region. The caller has the turns of both.
     fn follow(&self, notifier: &RegionNotifier) {
         let this: Weak<dyn Observer> = Weak::<Self>::clone(&self.this);
@@ -519,16 +600,16 @@ fn change<R: GuestMemoryRegion>(
     MemoryChange::new(kind, region, region.start_addr(), offset, len)
 }
 
-fn add_addition<'a, R: GuestMemoryRegion>(changes: &mut Vec<MemoryChange<'a, R>>, region: &'a R) {
-    changes.push(change(ChangeKind::Added, region, 0, region.len()));
-    let plugged = plugged_runs(region).into_iter();
-    changes.extend(plugged.map(|(offset, len)| change(ChangeKind::Plugged, region, offset, len)));
+fn whole<R: GuestMemoryRegion>(kind: ChangeKind, region: &R) -> MemoryChange<'_, R> {
+    change(kind, region, 0, region.len())
 }
 
-fn add_removal<'a, R: GuestMemoryRegion>(changes: &mut Vec<MemoryChange<'a, R>>, region: &'a R) {
-    let plugged = plugged_runs(region).into_iter();
-    changes.extend(plugged.map(|(offset, len)| change(ChangeKind::Unplugged, region, offset, len)));
-    changes.push(change(ChangeKind::Removed, region, 0, region.len()));
+fn runs_of<R: GuestMemoryRegion>(
+    kind: ChangeKind,
+    region: &R,
+) -> impl Iterator<Item = MemoryChange<'_, R>> {
+    let runs = plugged_runs(region).into_iter();
+    runs.map(move |(offset, len)| change(kind, region, offset, len))
 }
 
 /// Returns the accessible ranges of a region, as offset and length.

@@ -26,6 +26,8 @@
 //! | blocks are plugged | `Plugged`, when their pages exist |
 //! | blocks are unplugged | `Unplugged`, before accesses end and pages are freed |
 //! | pages are discarded | `Discarded`, before they are freed |
+//! | logs of writes are needed, by `track_writes` | `TrackingStarted` for each region, and for each that joins, after `Added` |
+//! | they are no longer needed | `TrackingStopped` for each region, and for each that leaves, before `Removed` |
 //!
 //! # Order
 //!
@@ -179,6 +181,13 @@ pub enum ChangeKind {
     ///
     /// This change is not undone: its inverse would be nothing.
     Discarded,
+    /// The listener logs writes to the region that this process does not mark, until
+    /// [`TrackingStopped`](Self::TrackingStopped).
+    ///
+    /// Examples are the writes of vCPUs, which KVM logs, and those of VFIO devices.
+    TrackingStarted,
+    /// The listener need not log writes to the region any more.
+    TrackingStopped,
 }
 
 impl ChangeKind {
@@ -190,13 +199,15 @@ impl ChangeKind {
             Self::Plugged => Some(Self::Unplugged),
             Self::Unplugged => Some(Self::Plugged),
             Self::Discarded => None,
+            Self::TrackingStarted => Some(Self::TrackingStopped),
+            Self::TrackingStopped => Some(Self::TrackingStarted),
         }
     }
 
     /// Returns whether something goes, so that listeners are told in reverse order.
     #[cfg(feature = "backend-atomic")]
     pub(crate) fn takes_away(self) -> bool {
-        !matches!(self, Self::Added | Self::Plugged)
+        !matches!(self, Self::Added | Self::Plugged | Self::TrackingStarted)
     }
 }
 
@@ -208,6 +219,8 @@ impl fmt::Display for ChangeKind {
             Self::Plugged => "plug",
             Self::Unplugged => "unplug",
             Self::Discarded => "discard",
+            Self::TrackingStarted => "track",
+            Self::TrackingStopped => "stop tracking",
         })
     }
 }
