@@ -67,6 +67,7 @@
 //! | survive pages that disappear | [`fault::install`] | `truncated_file` |
 //! | change the map while devices run | [`GuestMemoryAtomic`], [`GuestMemoryReader`] | `hotplug` |
 //! | plug and unplug blocks of a region | [`mmap::PluggedBlocks`]; `vm-memory-host` | `virtio_mem` |
+//! | give memory to KVM, and take its dirty log | `vm-memory-kvm` | `kvm_slots`, `migration` |
 //! | return pages to the system | `vm-memory-host` | `balloon` |
 //! | share memory with another process | [`FileOffset`], [`GuestMemoryMmap::from_ranges_with_files`] | |
 //! | write a vhost-user back end | `vm-memory-vhost` | `vhost_user_backend`, `vhost_log` |

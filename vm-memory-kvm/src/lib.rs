@@ -1,16 +1,19 @@
-//! KVM memory slots for guest memory, on [`vm_memory`] and `kvm-ioctls`.
+//! KVM memory slots that follow guest memory, on [`vm_memory`] and `kvm-ioctls`.
 //!
-//! [`KvmSlots`] has the slots of one virtual machine, and its dirty log. This crate supports Linux
-//! only, and starts no thread.
+//! [`KvmSlots`] has the slots of one virtual machine, and its dirty log. As a listener of a
+//! `GuestMemoryAtomic`, it creates and deletes slots when regions and blocks come and go. This
+//! crate supports Linux only, and starts no thread.
 //!
 //! ```text
-//!   GuestMemoryBackend ── add_memory ──► KvmSlots ── slots ──► KVM
+//!   GuestMemoryAtomic::update ──┐ listener
+//!   plug and unplug of blocks ──┴──────► KvmSlots ── slots ──► KVM
 //!   DirtyMemory ◄── SlotLogs ◄── take_log ──┘ ◄── dirty log ───┘
 //! ```
 //!
 //! | task | items |
 //! |---|---|
 //! | give a virtual machine its memory | [`KvmSlots::builder`], [`KvmSlots::add_memory`] |
+//! | follow hotplug and blocks | `GuestMemoryAtomic::add_listener`, with a clone of [`KvmSlots`] |
 //! | add and remove ranges directly | [`KvmSlots::add`], [`KvmSlots::remove`] |
 //! | log the pages that vCPUs write | [`KvmSlots::set_tracking`], [`KvmSlots::take_log`] |
 //! | choose a bitmap or a ring | [`DirtyLog`], [`KvmSlots::add_vcpu`], [`KvmSlots::drain_rings`] |
@@ -44,7 +47,8 @@
 //!
 //! # Examples
 //!
-//! See [`KvmSlots`], [`KvmSlotsBuilder`], [`SlotLogs`] and [`locate`].
+//! See [`KvmSlots`], [`KvmSlotsBuilder`], [`SlotLogs`] and [`locate`]. The program
+//! `examples/kvm_slots.rs` runs a guest whose memory grows and shrinks.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Production code obeys these; tests may panic. The lints for both are in the root Cargo.toml.
@@ -75,10 +79,11 @@ compile_error!("vm-memory-kvm: only Linux has KVM");
 // error, ranges         the errors; sets of guest addresses
 // sys                   the calls of KVM; the memory of dirty rings
 // slots                 the slots, changes that are all or nothing, dirty logs
-// fault                 the region of a failed access
+// listener, fault       slots as a listener of guest memory; the region of a failed access
 // ```
 mod error;
 mod fault;
+mod listener;
 mod ranges;
 mod slots;
 #[expect(

@@ -3,9 +3,17 @@
 
 mod common;
 
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use test_support::error_chain;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::dirty::DirtyMemory;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, MemoryRegionAddress};
+use vm_memory::{
+    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap,
+    GuestRegionMmap, MemoryRegionAddress,
+};
+use vm_memory_host::{plug, unplug, MemoryBuilder, Region, Unplugged};
 use vm_memory_kvm::{locate, DirtyLog, KvmSlots, SlotError};
 
 use common::{pages, Access, Machine, PAGE, RAM};
@@ -222,4 +230,88 @@ fn locate_finds_the_page_of_a_truncated_file() {
     );
     assert!(place.is_accessible);
     assert!(locate(&of_file, GuestAddress(0x10_3000), 1).is_none());
+}
+
+#[test]
+fn listener_adds_and_removes_the_slots_of_regions() {
+    let map = memory(&[(RAM, 0x10_000)]);
+    let name = "listener_adds_and_removes_the_slots_of_regions";
+    let Some(mut machine) = Machine::new(name, &map, |builder| builder) else {
+        return;
+    };
+    let memory = GuestMemoryAtomic::new(map);
+    let slots = machine.slots.clone();
+    memory.add_listener(Box::new(slots)).unwrap();
+    assert_eq!(machine.write(0x10_0000, 7), Access::Mmio(0x10_0000));
+
+    let start = GuestAddress(0x10_0000);
+    let dimm = GuestRegionMmap::from_range(start, 0x4000, None).unwrap();
+    memory.update(|map| map.insert_region(dimm.into())).unwrap();
+    assert_eq!(machine.write(0x10_0000, 7), Access::Done);
+    assert_eq!(memory.memory().read_obj::<u8>(start).unwrap(), 7);
+
+    let without = |map: &Memory| map.remove_region(start, 0x4000).map(|(map, _)| map);
+    memory.update(without).unwrap();
+    assert_eq!(machine.write(0x10_0000, 7), Access::Mmio(0x10_0000));
+    assert_eq!(machine.slots.slots().len(), 1);
+    // The last handle to the memory goes, and with it all slots.
+    drop(memory);
+    assert!(machine.slots.slots().is_empty());
+}
+
+#[test]
+fn listener_without_free_slots_refuses_a_region_and_keeps_the_map() {
+    let map = memory(&[(RAM, 0x10_000)]);
+    let name = "listener_without_free_slots_refuses_a_region_and_keeps_the_map";
+    let Some(machine) = Machine::new(name, &map, |builder| builder.numbers(0..1)) else {
+        return;
+    };
+    let memory = GuestMemoryAtomic::new(map);
+    memory
+        .add_listener(Box::new(machine.slots.clone()))
+        .unwrap();
+    let start = GuestAddress(0x10_0000);
+    let dimm = Arc::new(GuestRegionMmap::from_range(start, 0x4000, None).unwrap());
+    let error = memory.update(|map| map.insert_region(dimm)).unwrap_err();
+    let message = error_chain(&error);
+    assert!(message.contains("KVM memory slots"), "{message}");
+    assert!(message.contains("0 of 1 are available"), "{message}");
+    assert_eq!(memory.memory().num_regions(), 1);
+    assert_eq!(machine.slots.slots().len(), 1);
+}
+
+#[test]
+fn listener_follows_blocks_that_are_plugged_and_unplugged() {
+    const BLOCK: u64 = 2 << 20;
+    const START: u64 = 16 << 20;
+    let blocks = Region::new(GuestAddress(START), 4 * BLOCK)
+        .blocks(NonZeroU64::new(BLOCK).unwrap(), Unplugged::Mapped);
+    let ram = Region::new(GuestAddress(RAM), 0x10_000);
+    let map: Memory = MemoryBuilder::new()
+        .region(ram)
+        .region(blocks)
+        .build()
+        .unwrap();
+    let name = "listener_follows_blocks_that_are_plugged_and_unplugged";
+    let Some(mut machine) = Machine::new(name, &map, |builder| builder.slot_size(BLOCK)) else {
+        return;
+    };
+    let memory = GuestMemoryAtomic::new(map);
+    memory
+        .add_listener(Box::new(machine.slots.clone()))
+        .unwrap();
+    assert_eq!(machine.slots.slots().len(), 1);
+
+    plug(&*memory.memory(), GuestAddress(START), 3 * BLOCK).unwrap();
+    assert_eq!(machine.slots.slots().len(), 4);
+    unplug(&*memory.memory(), GuestAddress(START + BLOCK), BLOCK).unwrap();
+    for (block, expected) in [
+        (0, Access::Done),
+        (1, Access::Mmio(START + BLOCK)),
+        (2, Access::Done),
+        (3, Access::Mmio(START + 3 * BLOCK)),
+    ] {
+        assert_eq!(machine.write(START + block * BLOCK, 1), expected);
+    }
+    assert_eq!(machine.slots.slots().len(), 3);
 }

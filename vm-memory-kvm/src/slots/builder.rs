@@ -124,8 +124,9 @@ impl KvmSlotsBuilder {
     ///    such that the guest may write the bytes at the same time. The accesses of `vm_memory`
     ///    are.
     ///
-    /// A memory whose regions are mappings of `vm_memory` complies if it exists for as long as
-    /// vCPUs run, and if its listener is not taken away.
+    /// The regions of a `GuestMemoryMmap` comply if vCPUs run only while it exists. So do those of a
+    /// `GuestMemoryAtomic` of such a map, for the slots that a clone of the result has as listener:
+    /// it deletes them before their memory is unmapped.
     #[expect(unsafe_code, reason = "the guest accesses host memory by its address")]
     pub unsafe fn build(self) -> Result<KvmSlots, SlotError> {
         let page_size = to_u64(

@@ -37,6 +37,12 @@ use table::SlotTable;
 /// Host memory may have slots at several guest addresses. Its dirty pages are those of the slots
 /// through which the guest has written.
 ///
+/// # Listener
+///
+/// `GuestMemoryAtomic::add_listener` makes the slots follow the map, and its plugged blocks. The
+/// memory calls the listener before a range goes, and before others see a range that comes. If too
+/// few slots are available, the memory does not change.
+///
 /// # Tracking
 ///
 /// [`set_tracking`](Self::set_tracking) starts the dirty log, and [`take_log`](Self::take_log)
@@ -155,8 +161,8 @@ impl KvmSlots {
 
     /// Adds slots for the accessible ranges of all regions of a memory.
     ///
-    /// Use it for a memory that does not change. Give the memory a listener otherwise. Regions
-    /// without a host address get no slot.
+    /// Use it for a memory that does not change. Otherwise, add a clone of this object to the memory
+    /// as its listener. Regions without a host address get no slot.
     ///
     /// # Errors
     ///

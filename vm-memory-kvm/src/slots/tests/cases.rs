@@ -1,8 +1,11 @@
 //! Single cases.
 
-use vm_memory::{GuestAddress, Permissions};
+use vm_memory::listeners::{BoxError, ChangeKind, MemoryChange, MemoryListener};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::region::GuestMemoryRegionBytes;
+use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap, Permissions};
 
-use super::{page_size, pages_of, slots_with, DirtyLog, LIMIT};
+use super::{page_size, pages_of, slots_with, DirtyLog, KvmSlots, LIMIT};
 use crate::error::{SlotAction, SlotError};
 
 #[test]
@@ -128,7 +131,14 @@ fn add_of_an_alias_logs_writes_by_their_own_guest_address() {
 
 #[test]
 fn take_log_with_a_refused_call_keeps_pages_for_the_next_harvest() {
-    for log in [DirtyLog::Bitmap, DirtyLog::Manual { max_pages: 64 }] {
+    // The calls that succeed before: the log of the first slot, then the second one, or pieces.
+    let cases = [
+        (DirtyLog::Bitmap, 1),
+        (DirtyLog::Manual { max_pages: 64 }, 1),
+        (DirtyLog::Manual { max_pages: 64 }, 2),
+        (DirtyLog::Manual { max_pages: 64 }, 4),
+    ];
+    for (log, succeed) in cases {
         let (slots, double) = slots_with(log, None);
         slots.add_pages(0, 200, 1000).unwrap();
         slots.add_pages(300, 10, 1000).unwrap();
@@ -136,11 +146,14 @@ fn take_log_with_a_refused_call_keeps_pages_for_the_next_harvest() {
         for page in [1, 100, 301] {
             double.write(page);
         }
-        // The second call: the log of the second slot, or the first piece of the first slot.
-        double.fail(Some((1, 1)));
+        double.fail(Some((succeed, 1)));
         let error = slots.take_log().unwrap_err();
         assert!(matches!(error, SlotError::Kvm { .. }), "{error}");
-        assert_eq!(pages_of(&slots.take_log().unwrap()), [1, 100, 301].into());
+        assert_eq!(
+            pages_of(&slots.take_log().unwrap()),
+            [1, 100, 301].into(),
+            "{log:?}, {succeed}"
+        );
         assert!(slots.take_log().unwrap().is_empty());
     }
 }
@@ -272,4 +285,81 @@ fn add_that_is_refused_twice_lists_the_remaining_range() {
     assert_eq!(*remaining, [(GuestAddress(0), 16 * page_size())]);
     slots.remove_pages(0, 16).unwrap();
     assert!(double.slots().is_empty());
+}
+
+/// A region without memory in this process.
+struct Unmapped;
+
+impl GuestMemoryRegionBytes for Unmapped {}
+
+impl GuestMemoryRegion for Unmapped {
+    type B = ();
+
+    fn len(&self) -> u64 {
+        16 * page_size()
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        GuestAddress(0)
+    }
+
+    fn bitmap(&self) {}
+}
+
+/// Tells a listener of a change of a range of pages.
+fn change<R: GuestMemoryRegion>(
+    mut slots: KvmSlots,
+    kind: ChangeKind,
+    region: &R,
+    (offset, count): (u64, u64),
+) -> Result<(), BoxError> {
+    let (offset, len) = (offset * page_size(), count * page_size());
+    let start = region.start_addr();
+    slots.change(&MemoryChange::new(kind, region, start, offset, len))
+}
+
+#[test]
+fn change_of_ranges_of_a_region_makes_and_deletes_their_slots() {
+    let (slots, double) = slots_with(DirtyLog::Bitmap, None);
+    let len = 16 * page_size() as usize;
+    let start = GuestAddress(32 * page_size());
+    let region = GuestRegionMmap::<()>::from_range(start, len, None).unwrap();
+    let host = region.as_ptr().addr() as u64;
+    let change = |kind, range| change(slots.clone(), kind, &region, range);
+    change(ChangeKind::Added, (0, 16)).unwrap();
+    assert!(slots.pages().is_empty());
+    change(ChangeKind::Plugged, (4, 4)).unwrap();
+    change(ChangeKind::Plugged, (8, 8)).unwrap();
+    change(ChangeKind::Discarded, (4, 12)).unwrap();
+    assert_eq!(slots.pages(), [(36, 4), (40, 8)]);
+    assert_eq!(double.slots()[0].0.host, host + 4 * page_size());
+    assert!(change(ChangeKind::Plugged, (0, 16)).is_err());
+    assert!(change(ChangeKind::Plugged, (0, 17)).is_err());
+    change(ChangeKind::Unplugged, (4, 4)).unwrap();
+    assert_eq!(slots.pages(), [(40, 8)]);
+    change(ChangeKind::Unplugged, (8, 8)).unwrap();
+    change(ChangeKind::Removed, (0, 16)).unwrap();
+    assert!(slots.pages().is_empty());
+}
+
+#[test]
+fn change_of_a_region_without_host_memory_makes_no_slot() {
+    let (slots, _) = slots_with(DirtyLog::Bitmap, None);
+    for kind in [ChangeKind::Plugged, ChangeKind::Unplugged] {
+        change(slots.clone(), kind, &Unmapped, (0, 16)).unwrap();
+        assert!(slots.pages().is_empty());
+    }
+}
+
+#[test]
+fn change_of_a_read_only_region_makes_a_read_only_slot() {
+    let (slots, double) = slots_with(DirtyLog::Bitmap, None);
+    let mapping = MmapRegionBuilder::<()>::new(16 * page_size() as usize)
+        .with_permissions(Permissions::Read)
+        .build()
+        .unwrap();
+    let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
+    change(slots.clone(), ChangeKind::Plugged, &region, (0, 16)).unwrap();
+    assert!(slots.slots()[0].is_read_only && double.slots()[0].0.is_read_only);
+    assert_eq!(double.write(3), Some(false));
 }
