@@ -124,9 +124,9 @@ impl KvmSlotsBuilder {
     ///    such that the guest may write the bytes at the same time. The accesses of `vm_memory`
     ///    are.
     ///
-    /// The regions of a `GuestMemoryMmap` comply if vCPUs run only while it exists. So do those of a
-    /// `GuestMemoryAtomic` of such a map, for the slots that a clone of the result has as listener:
-    /// it deletes them before their memory is unmapped.
+    /// The regions of a `GuestMemoryMmap` comply if vCPUs run only while it exists. So do those of
+    /// a `GuestMemoryAtomic` of such a map, for the slots that a clone of the result has as
+    /// listener: it deletes them before their memory is unmapped.
     #[expect(unsafe_code, reason = "the guest accesses host memory by its address")]
     pub unsafe fn build(self) -> Result<KvmSlots, SlotError> {
         let page_size = to_u64(
@@ -147,8 +147,9 @@ impl KvmSlotsBuilder {
             .filter(|limit| *limit > 0)
             .unwrap_or(32);
         let numbers = self.numbers.start..self.numbers.end.min(limit);
-        // SAFETY: a table passes ranges to this object only from `add` and from `add_range`.
-        // 1. For `add`, its caller has promised that they are mapped. For `add_range`, the ranges
+        // SAFETY: a table passes ranges to this object from three functions of `KvmSlots` only:
+        //    `add`, `add_memory` and `plug`.
+        // 1. For `add`, its caller has promised that they are mapped. For the others, the ranges
         //    are those of a region: the caller of this function has promised it (clause 1). Both
         //    promises end when the slot is deleted, as that of `Vm::new` does.
         // 2. Clause 2 of both functions is that of `Vm::new`.

@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::arithmetic::{to_u64, to_usize};
 use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress, Permissions,
+    guest_memory, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress,
+    Permissions,
 };
 
 pub use builder::{DirtyLog, KvmSlotsBuilder};
@@ -140,36 +141,22 @@ impl KvmSlots {
         host: *mut u8,
         access: Permissions,
     ) -> Result<(), SlotError> {
-        self.add_range(start, len, host, access)
-    }
-
-    /// Adds slots for a range. The callers establish the clauses of [`add`](Self::add).
-    fn add_range(
-        &self,
-        start: GuestAddress,
-        len: u64,
-        host: *mut u8,
-        access: Permissions,
-    ) -> Result<(), SlotError> {
-        self.table().add(SlotRange {
-            start: start.0,
-            len,
-            host: to_u64(host.addr()),
-            is_read_only: !access.has_write(),
-        })
+        self.table().add(&[slot_range(start, len, host, access)])
     }
 
     /// Adds slots for the accessible ranges of all regions of a memory.
     ///
-    /// Use it for a memory that does not change. Otherwise, add a clone of this object to the memory
-    /// as its listener. Regions without a host address get no slot.
+    /// Use it for a memory that does not change. Otherwise, add a clone of this object to the
+    /// memory as its listener. Regions without a host address get no slot.
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`add`](Self::add). Slots of regions before the failing one remain:
-    /// [`remove`](Self::remove) them, or drop the virtual machine.
+    /// Returns the errors of [`add`](Self::add), and [`SlotError::NoHostAddress`] if a region
+    /// returns another error than `HostAddressNotAvailable`. After an error other than `NotUndone`,
+    /// no region has a slot.
     pub fn add_memory<M: GuestMemoryBackend + ?Sized>(&self, memory: &M) -> Result<(), SlotError> {
-        memory.iter().try_for_each(|region| {
+        let mut ranges = Vec::new();
+        for region in memory.iter() {
             let len = to_usize(region.len());
             let mut offset = 0;
             while offset < len {
@@ -179,11 +166,11 @@ impl KvmSlots {
                     break;
                 }
                 let start = to_u64(offset.saturating_add(run.start));
-                self.plug(region, start, to_u64(run.len()))?;
+                ranges.extend(range_of(region, start, to_u64(run.len()))?);
                 offset = offset.saturating_add(run.end);
             }
-            Ok(())
-        })
+        }
+        self.table().add(&ranges)
     }
 
     /// Adds slots for the `len` bytes at `offset` in a region, unless it has no host address.
@@ -193,20 +180,8 @@ impl KvmSlots {
         offset: u64,
         len: u64,
     ) -> Result<(), SlotError> {
-        let past_the_end = || SlotError::PastTheEnd {
-            start: region.start_addr(),
-            len: region.len(),
-        };
-        let start = region.start_addr().0.checked_add(offset);
-        let start = GuestAddress(start.ok_or_else(past_the_end)?);
-        let end = offset.checked_add(len).filter(|end| *end <= region.len());
-        end.ok_or_else(past_the_end)?;
-        match region.get_host_address(MemoryRegionAddress(offset)) {
-            Ok(host) => self.add_range(start, len, host, region.allowed_access()),
-            // A region that is not RAM, or is not mapped here: the guest exits to the VMM.
-            Err(vm_memory::guest_memory::Error::HostAddressNotAvailable) => Ok(()),
-            Err(source) => Err(SlotError::NoHostAddress { start, len, source }),
-        }
+        let range = range_of(region, offset, len)?;
+        self.table().add(range.as_slice())
     }
 
     /// Removes the slots of the `len` bytes at `start`. Parts without a slot are ignored.
@@ -314,6 +289,38 @@ impl KvmSlots {
             is_tracked: slot.is_tracked,
         });
         slots.collect()
+    }
+}
+
+/// Returns the slot for host memory.
+fn slot_range(start: GuestAddress, len: u64, host: *mut u8, access: Permissions) -> SlotRange {
+    SlotRange {
+        start: start.0,
+        len,
+        host: to_u64(host.addr()),
+        is_read_only: !access.has_write(),
+    }
+}
+
+/// Returns the slot for the `len` bytes at `offset` in a region, unless it has no host address.
+fn range_of<R: GuestMemoryRegion>(
+    region: &R,
+    offset: u64,
+    len: u64,
+) -> Result<Option<SlotRange>, SlotError> {
+    let past_the_end = || SlotError::PastTheEnd {
+        start: region.start_addr(),
+        len: region.len(),
+    };
+    let start = region.start_addr().0.checked_add(offset);
+    let start = GuestAddress(start.ok_or_else(past_the_end)?);
+    let end = offset.checked_add(len).filter(|end| *end <= region.len());
+    end.ok_or_else(past_the_end)?;
+    match region.get_host_address(MemoryRegionAddress(offset)) {
+        Ok(host) => Ok(Some(slot_range(start, len, host, region.allowed_access()))),
+        // A region that is not RAM, or is not mapped here: the guest exits to the VMM.
+        Err(guest_memory::Error::HostAddressNotAvailable) => Ok(None),
+        Err(source) => Err(SlotError::NoHostAddress { start, len, source }),
     }
 }
 

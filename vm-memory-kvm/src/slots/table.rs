@@ -68,33 +68,32 @@ impl SlotTable {
         }
     }
 
-    /// Creates the slots of a range.
-    pub(super) fn add(&mut self, range: SlotRange) -> Result<(), SlotError> {
-        self.check_pages(range.start, range.len)?;
-        if range.host.checked_rem(self.page_size) != Some(0) {
-            return Err(SlotError::HostAddress {
-                host: to_usize(range.host),
-                page_size: self.page_size,
-            });
-        }
-        range
-            .host
-            .checked_add(range.len)
-            .ok_or(SlotError::PastTheEnd {
-                start: GuestAddress(range.start),
-                len: range.len,
-            })?;
-        if let Some(slot) = self.overlapping(range.start, range.last()).next() {
-            return Err(SlotError::Overlap {
-                start: GuestAddress(range.start),
-                len: range.len,
-                other: GuestAddress(slot.range.start),
-                other_len: slot.range.len,
-            });
-        }
+    /// Creates the slots of ranges.
+    pub(super) fn add(&mut self, ranges: &[SlotRange]) -> Result<(), SlotError> {
+        let mut sorted = ranges.to_vec();
+        sorted.sort_by_key(|range| range.start);
+        let mut before: Option<SlotRange> = None;
         // Counted first: a range may have more parts than there is memory for a list.
-        self.check_available(self.parts_of(&range), 0)?;
-        let parts = self.cut(&range);
+        let mut needed = 0u64;
+        for range in &sorted {
+            self.check_pages(range.start, range.len)?;
+            self.check_host(range)?;
+            let here = self.overlapping(range.start, range.last()).next();
+            let before = before
+                .replace(*range)
+                .filter(|before| before.last() >= range.start);
+            if let Some(other) = here.map(|slot| slot.range).or(before) {
+                return Err(SlotError::Overlap {
+                    start: GuestAddress(range.start),
+                    len: range.len,
+                    other: GuestAddress(other.start),
+                    other_len: other.len,
+                });
+            }
+            needed = needed.saturating_add(self.parts_of(range));
+        }
+        self.check_available(needed, 0)?;
+        let parts: Vec<_> = sorted.iter().flat_map(|range| self.cut(range)).collect();
         self.exchange(&[], &parts)
     }
 
@@ -155,6 +154,25 @@ impl SlotTable {
             len,
         };
         start.checked_add(more).ok_or(past_the_end)
+    }
+
+    /// Checks that the host memory of a range consists of pages.
+    fn check_host(&self, range: &SlotRange) -> Result<(), SlotError> {
+        if range.host.checked_rem(self.page_size) != Some(0) {
+            return Err(SlotError::HostAddress {
+                host: to_usize(range.host),
+                page_size: self.page_size,
+            });
+        }
+        let past_the_end = SlotError::PastTheEnd {
+            start: GuestAddress(range.start),
+            len: range.len,
+        };
+        range
+            .host
+            .checked_add(range.len)
+            .map(drop)
+            .ok_or(past_the_end)
     }
 
     fn check_available(&self, needed: u64, freed: u64) -> Result<(), SlotError> {

@@ -3,9 +3,9 @@
 use vm_memory::listeners::{BoxError, ChangeKind, MemoryChange, MemoryListener};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::region::GuestMemoryRegionBytes;
-use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap, Permissions};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, Permissions};
 
-use super::{page_size, pages_of, slots_with, DirtyLog, KvmSlots, LIMIT};
+use super::{page_size, pages_of, slot_range, slots_with, DirtyLog, KvmSlots, LIMIT};
 use crate::error::{SlotAction, SlotError};
 
 #[test]
@@ -91,8 +91,8 @@ fn add_of_ranges_that_kvm_would_refuse_returns_an_error() {
     slots.add_pages(10, 10, 1000).unwrap();
     let host = std::ptr::without_provenance_mut(page as usize);
     let add = |start: u64, len: u64, host: *mut u8| {
-        let added = slots.add_range(GuestAddress(start), len, host, Permissions::ReadWrite);
-        added.unwrap_err()
+        let range = slot_range(GuestAddress(start), len, host, Permissions::ReadWrite);
+        slots.table().add(&[range]).unwrap_err()
     };
     for (start, len) in [(0, 0), (1, page), (0, page - 1)] {
         assert!(matches!(add(start, len, host), SlotError::NotPages { .. }));
@@ -117,6 +117,50 @@ fn add_of_ranges_that_kvm_would_refuse_returns_an_error() {
         ));
     }
     assert_eq!(double.slots().len(), 1);
+}
+
+#[test]
+fn add_of_ranges_that_overlap_each_other_returns_an_error() {
+    let (slots, double) = slots_with(DirtyLog::Bitmap, None);
+    let page = page_size();
+    let range = |first: u64, count: u64| {
+        let host = std::ptr::without_provenance_mut(page as usize);
+        let start = GuestAddress(first * page);
+        slot_range(start, count * page, host, Permissions::ReadWrite)
+    };
+    let error = slots
+        .table()
+        .add(&[range(10, 2), range(0, 5), range(4, 1)])
+        .unwrap_err();
+    assert!(matches!(error, SlotError::Overlap { .. }), "{error}");
+    assert!(double.slots().is_empty());
+    slots
+        .table()
+        .add(&[range(10, 2), range(0, 5), range(5, 5)])
+        .unwrap();
+    assert_eq!(slots.pages(), [(0, 5), (5, 5), (10, 2)]);
+}
+
+#[test]
+fn add_memory_with_too_few_slots_adds_no_region() {
+    let (slots, double) = slots_with(DirtyLog::Bitmap, Some(16));
+    let page = page_size();
+    let ranges = [(0, 16), (16, 16 * 8)];
+    let ranges = ranges.map(|(first, count)| (GuestAddress(first * page), (count * page) as usize));
+    let memory = GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap();
+    let error = slots.add_memory(&memory).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            SlotError::TooManySlots {
+                needed: 9,
+                available: 8,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(double.slots().is_empty());
 }
 
 #[test]

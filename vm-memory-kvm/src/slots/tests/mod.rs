@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use vm_memory::{GuestAddress, Permissions};
 
 use super::table::SlotTable;
-use super::{DirtyLog, KvmSlots, SlotLogs};
+use super::{slot_range, DirtyLog, KvmSlots, SlotLogs};
 use crate::error::SlotError;
 use crate::sys::Ring;
 use double::Double;
@@ -50,7 +50,8 @@ impl KvmSlots {
         let host = std::ptr::without_provenance_mut((host * page_size()) as usize);
         let start = GuestAddress(first * page_size());
         // The double accesses no memory.
-        self.add_range(start, count * page_size(), host, access)
+        self.table()
+            .add(&[slot_range(start, count * page_size(), host, access)])
     }
 
     fn remove_pages(&self, first: u64, count: u64) -> Result<(), SlotError> {
