@@ -8,27 +8,43 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// A lock without a guard, so that its holder can own it together with others.
+///
+/// Without waiting threads, it makes no system call.
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
-    taken: Mutex<bool>,
+    state: Mutex<State>,
     free: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    is_taken: bool,
+    /// The number of threads that wait.
+    waiting: usize,
 }
 
 impl Turn {
     fn take(&self) {
-        let mut taken = lock(&self.taken);
-        while *taken {
-            taken = self
+        let mut state = lock(&self.state);
+        state.waiting = state.waiting.saturating_add(1);
+        while state.is_taken {
+            state = self
                 .free
-                .wait(taken)
+                .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        *taken = true;
+        state.waiting = state.waiting.saturating_sub(1);
+        state.is_taken = true;
     }
 
     fn give_back(&self) {
-        *lock(&self.taken) = false;
-        self.free.notify_one();
+        let mut state = lock(&self.state);
+        state.is_taken = false;
+        let is_awaited = state.waiting > 0;
+        drop(state);
+        if is_awaited {
+            self.free.notify_one();
+        }
     }
 }
 
