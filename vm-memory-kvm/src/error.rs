@@ -13,7 +13,7 @@ pub enum SlotError {
     /// KVM refused a call.
     #[error("cannot {action} the memory slot for {len:#x} bytes at {:#x}", start.0)]
     Kvm {
-        /// What KVM was to do.
+        /// The call that KVM refused.
         action: SlotAction,
         /// The first guest address of the slot.
         start: GuestAddress,
@@ -25,7 +25,7 @@ pub enum SlotError {
     /// KVM refused a call that concerns the whole virtual machine.
     #[error("cannot {action}")]
     Vm {
-        /// What KVM was to do.
+        /// The call that KVM refused.
         action: &'static str,
         /// The error of KVM.
         source: io::Error,
@@ -145,7 +145,7 @@ pub enum SlotError {
     },
 }
 
-/// What KVM was to do with a memory slot.
+/// A call of KVM for a memory slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SlotAction {

@@ -18,11 +18,12 @@ pub struct FaultLocation<'a, R> {
 
 /// Finds the region of a guest physical address at which KVM could not access memory.
 ///
-/// `KVM_RUN` fails with `EFAULT` or `EHWPOISON` if a page of a slot cannot be accessed: its file
-/// was truncated, its memory has an error, or the guest's view of the page as private or shared
-/// does not match. kvm-ioctls returns the address and the size as `VcpuExit::MemoryFault`, if KVM
-/// tells them (`KVM_CAP_MEMORY_FAULT_INFO`). If KVM emulates the instruction, it exits as for
-/// memory without a slot: with `VcpuExit::MmioRead` or `VcpuExit::MmioWrite`.
+/// `KVM_RUN` fails with `EFAULT` or `EHWPOISON` if a page of a slot cannot be accessed. The file of
+/// the page was truncated, or its memory has an error. Or the guest uses a page as private that is
+/// shared, or the reverse. kvm-ioctls returns the address and the size as
+/// `VcpuExit::MemoryFault`, if KVM tells them (`KVM_CAP_MEMORY_FAULT_INFO`). If KVM emulates the
+/// instruction, it exits as for memory without a slot: with `VcpuExit::MmioRead` or
+/// `VcpuExit::MmioWrite`.
 ///
 /// Returns `None` if no region contains the first byte.
 ///

@@ -224,7 +224,7 @@ fn locate_finds_the_page_of_a_truncated_file() {
         Access::Mmio(addr) => GuestAddress(addr),
         other => panic!("the page does not exist: {other:?}"),
     };
-    let place = locate(&of_file, addr, 0x1000).unwrap();
+    let place = locate(&of_file, addr, 0x2000).unwrap();
     assert_eq!(
         (place.offset, place.len),
         (MemoryRegionAddress(0x2000), 0x1000)

@@ -10,13 +10,15 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VmFd;
 use vm_memory::arithmetic::to_u64;
+use vm_memory::dirty::LogWords;
+use vm_memory::GuestAddress;
 
 use super::table::SlotTable;
 use super::KvmSlots;
 use crate::error::SlotError;
 use crate::sys::Vm;
 
-/// How KVM records the pages that vCPUs write.
+/// The record that KVM keeps of the pages that vCPUs write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DirtyLog {
@@ -114,26 +116,24 @@ impl KvmSlotsBuilder {
     ///
     /// # Safety
     ///
-    /// 1. The accessible ranges of each region that is passed to [`KvmSlots::add_memory`], or that
-    ///    a memory with a clone of the result as its listener reports, are mapped in this process.
-    ///    The protection permits [`allowed_access`](vm_memory::GuestMemoryRegion::allowed_access).
-    ///    This holds until [`KvmSlots::remove`] or the listener has removed the range with success,
-    ///    or until no vCPU of the machine runs any more. If the range cannot be added, it holds for
-    ///    the ranges `remaining` of [`SlotError::NotUndone`].
-    /// 2. No Rust reference to bytes of these ranges exists meanwhile, and all accesses to them are
-    ///    such that the guest may write the bytes at the same time. The accesses of `vm_memory`
-    ///    are.
+    /// 1. A range is accessible memory of a region. [`KvmSlots::add_memory`] gets it, or it is
+    ///    plugged in a memory whose listener is a clone of the result. Each range is mapped at its
+    ///    host address. The protection permits the
+    ///    [`allowed_access`](vm_memory::GuestMemoryRegion::allowed_access) of its region.
+    /// 2. Clause 1 holds until the slots of the range were removed with success, or until no vCPU
+    ///    of the machine runs any more. If the range cannot be added, it holds for the ranges
+    ///    `remaining` of [`SlotError::NotUndone`].
+    /// 3. No Rust reference to bytes of these ranges exists meanwhile. All accesses to them permit
+    ///    the guest to write the bytes at the same time, as those of `vm_memory` do.
     ///
     /// The regions of a `GuestMemoryMmap` comply if vCPUs run only while it exists. So do those of
-    /// a `GuestMemoryAtomic` of such a map, for the slots that a clone of the result has as
-    /// listener: it deletes them before their memory is unmapped.
+    /// a `GuestMemoryAtomic` of such a map, for its listener. The slots are deleted before their
+    /// memory is unmapped.
     #[expect(unsafe_code, reason = "the guest accesses host memory by its address")]
     pub unsafe fn build(self) -> Result<KvmSlots, SlotError> {
-        let page_size = to_u64(
-            vm_memory::dirty::LogWords::kvm(Default::default(), &[])
-                .page_size
-                .get(),
-        );
+        // KVM logs in pages of the host.
+        let log = LogWords::kvm(GuestAddress(0), &[]);
+        let page_size = to_u64(log.page_size.get());
         if let Some(size) = self.slot_size {
             if !size.is_power_of_two() || size < page_size {
                 return Err(SlotError::SlotSize { size, page_size });
@@ -149,10 +149,10 @@ impl KvmSlotsBuilder {
         let numbers = self.numbers.start..self.numbers.end.min(limit);
         // SAFETY: a table passes ranges to this object from three functions of `KvmSlots` only:
         //    `add`, `add_memory` and `plug`.
-        // 1. For `add`, its caller has promised that they are mapped. For the others, the ranges
-        //    are those of a region: the caller of this function has promised it (clause 1). Both
-        //    promises end when the slot is deleted, as that of `Vm::new` does.
-        // 2. Clause 2 of both functions is that of `Vm::new`.
+        // 1. For `add`, its caller has promised that they are mapped (clause 1). For the others,
+        //    they are ranges of a region: the caller of this function has promised it (clauses 1
+        //    and 2). Both promises end when the slot is deleted, as that of `Vm::new` does.
+        // 2. Clause 2 of `add` and clause 3 of this function are clause 2 of `Vm::new`.
         let calls = unsafe { Vm::new(self.vm) };
         let mut table = SlotTable::new(Box::new(calls), numbers, page_size);
         (table.log, table.slot_size) = (self.log, self.slot_size);

@@ -131,8 +131,8 @@ impl KvmSlots {
     ///    `access` includes them. This holds until [`remove`](Self::remove) of the range has
     ///    succeeded, or until no vCPU of the machine runs any more. If the call fails, it holds for
     ///    the ranges `remaining` of [`SlotError::NotUndone`].
-    /// 2. No Rust reference to the bytes exists meanwhile, and all accesses to them are such that
-    ///    the guest may write the bytes at the same time.
+    /// 2. No Rust reference to the bytes exists meanwhile. All accesses to them permit the guest to
+    ///    write the bytes at the same time.
     #[expect(unsafe_code, reason = "the guest accesses host memory by its address")]
     pub unsafe fn add(
         &self,
@@ -188,8 +188,8 @@ impl KvmSlots {
     ///
     /// A slot that is only partly in the range is deleted, and its rest gets a new slot. A vCPU
     /// that accesses the rest meanwhile exits as if there was no memory. Pause the vCPUs for this
-    /// call, or choose the [size of slots](KvmSlotsBuilder::slot_size) such that ranges are removed
-    /// as a whole: the size of the blocks that the guest unplugs.
+    /// call, or use the size of the blocks that the guest unplugs as
+    /// [size of slots](KvmSlotsBuilder::slot_size).
     ///
     /// # Errors
     ///

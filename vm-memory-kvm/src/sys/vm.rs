@@ -33,8 +33,8 @@ impl Vm {
     ///    protection permits reads, and writes unless the slot is read-only. This holds from the
     ///    call until [`Calls::delete_slot`] has succeeded for the number, or until no vCPU of the
     ///    machine runs any more.
-    /// 2. No Rust reference to bytes of these ranges exists meanwhile, and all accesses to them are
-    ///    such that the guest may write the bytes at the same time.
+    /// 2. No Rust reference to bytes of these ranges exists meanwhile. All accesses to them permit
+    ///    the guest to write the bytes at the same time.
     pub(crate) unsafe fn new(fd: Arc<VmFd>) -> Self {
         Self(fd)
     }

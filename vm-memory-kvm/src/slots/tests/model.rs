@@ -75,7 +75,7 @@ fn step() -> impl Strategy<Value = Step> {
     )
 }
 
-/// What the guest has, page by page.
+/// The memory of the guest, page by page.
 struct Model {
     slots: KvmSlots,
     double: Double,
