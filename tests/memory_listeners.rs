@@ -363,6 +363,79 @@ fn memory_that_a_listener_drops_stays_mapped() {
     assert!(map.upgrade().is_some());
 }
 
+#[test]
+fn listener_that_drops_its_own_memory_does_not_wait_for_itself() {
+    let notifier = Arc::new(RegionNotifier::new());
+    let (memory, log) = (memory(), Log::default());
+    memory
+        .update(|map| map.insert_region(region_with_blocks(&notifier, &[1])))
+        .unwrap();
+    let handle = Arc::new(Mutex::new(None));
+    let own = Arc::clone(&handle);
+    let call: Call = Box::new(move || {
+        drop(own.lock().unwrap().take());
+        Ok(())
+    });
+    memory
+        .add_listener(Listener::boxed("a", &log, call))
+        .unwrap();
+    let map = Arc::downgrade(&memory.memory().into_inner());
+    *handle.lock().unwrap() = Some(memory);
+    let mut changes = notifier.begin().unwrap();
+    let run = [(PAGE, PAGE)];
+    changes.announce(ChangeKind::Discarded, &run).unwrap();
+    assert!(map.upgrade().is_some());
+}
+
+#[test]
+fn listener_that_owns_another_memory_is_dropped_without_locks() {
+    let notifier = Arc::new(RegionNotifier::new());
+    let blocks = region_with_blocks(&notifier, &[1]);
+    let (first, second, log) = (memory(), memory(), Log::default());
+    for memory in [&first, &second] {
+        memory
+            .update(|map| map.insert_region(Arc::clone(&blocks)))
+            .unwrap();
+    }
+    second
+        .add_listener(Listener::boxed("b", &log, accepts()))
+        .unwrap();
+    // Refused: it is dropped at once. Its clone is dropped with the memory.
+    for (number, until) in [(0, 1), (100, 100)] {
+        let (mut calls, owned) = (fails_in(number, until), second.clone());
+        let call: Call = Box::new(move || {
+            let _ = &owned;
+            calls()
+        });
+        let _ = first.add_listener(Listener::boxed("a", &Log::default(), call));
+    }
+    take(&log);
+    drop(second);
+    assert_eq!(take(&log), [""; 0]);
+    drop(first);
+    assert_eq!(take(&log).last().unwrap(), "b commit");
+}
+
+/// Panics instead of returning its name.
+struct Nameless;
+
+impl MemoryListener<GuestRegionMmap> for Nameless {
+    fn name(&self) -> &str {
+        std::panic::resume_unwind(Box::new("expected by the test"))
+    }
+
+    fn change(&mut self, _: &MemoryChange<'_, GuestRegionMmap>) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn listener_whose_name_panics_is_not_added() {
+    let memory = memory();
+    memory.add_listener(Box::new(Nameless)).unwrap_err();
+    assert!(memory.lock().is_ok());
+}
+
 /// A region with blocks, of which those in `plugged` are plugged.
 fn region_with_blocks(notifier: &Arc<RegionNotifier>, plugged: &[usize]) -> Arc<GuestRegionMmap> {
     let blocks = Arc::new(PluggedBlocks::new(0x4000, NonZeroUsize::new(0x1000).unwrap()).unwrap());
@@ -567,7 +640,7 @@ fn announce_of_pinned_range_is_undone() {
 #[test]
 fn range_that_is_being_freed_cannot_be_pinned() {
     let notifier = Arc::new(RegionNotifier::new());
-    let changes = notifier.begin().unwrap();
+    let mut changes = notifier.begin().unwrap();
     changes
         .announce(ChangeKind::Discarded, &[(PAGE, PAGE)])
         .unwrap();
@@ -641,7 +714,7 @@ fn changes_of_several_threads_end_without_deadlock() {
         for _ in 0..2 {
             scope.spawn(|| {
                 for _ in 0..200 {
-                    let changes = notifier.begin().unwrap();
+                    let mut changes = notifier.begin().unwrap();
                     changes
                         .announce(ChangeKind::Discarded, &[(PAGE, PAGE)])
                         .unwrap();

@@ -19,7 +19,7 @@ const ALL: [Permissions; 4] = [
 
 /// The regions of the memory: start and length. Two are adjacent.
 const REGIONS: [(u64, u64); 3] = [(0x10, 0x40), (0x50, 0x30), (0xa0, 0x40)];
-/// No region and no view of the test has an address from here on.
+/// No region and no view of the test has this address, or a higher one.
 const END: u64 = 0x100;
 
 type Ranges = Vec<(GuestAddress, u64, Permissions)>;

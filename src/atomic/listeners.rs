@@ -42,7 +42,13 @@ where
     ///
     /// The [module `listeners`](crate::listeners) states what it is told later. When the last
     /// handle to the memory is dropped, it is told that all regions go. The exception is a drop by
-    /// a listener of another memory: the map then stays mapped, and the listener exists, forever.
+    /// a listener: the map then stays mapped, and the listeners exist, forever. A
+    /// [`RetiredMap`](super::RetiredMap) is a handle in this sense.
+    ///
+    /// # Deadlocks
+    ///
+    /// Do not call this from within the function of [`update`](GuestMemoryAtomic::update), or while
+    /// holding a guard of [`lock`](GuestMemoryAtomic::lock).
     ///
     /// # Errors
     ///
@@ -58,8 +64,12 @@ where
         listener: Box<dyn MemoryListener<M::R>>,
     ) -> Result<ListenerId, ListenerError> {
         refuse_in_listener()?;
-        let _version = lock(&self.writers.version);
-        self.listeners().0.add(listener)
+        let version = lock(&self.writers.version);
+        let (added, refused) = self.listeners().0.add(listener);
+        drop(version);
+        // The drop of a listener can drop the last handle to another memory.
+        drop(refused);
+        added
     }
 
     /// Removes a listener, after it was told that all regions go.
@@ -155,6 +165,7 @@ where
                 map,
                 entries: Mutex::default(),
                 tracking: AtomicBool::new(false),
+                process: std::process::id(),
                 this: Weak::clone(this),
             }))
         })
@@ -192,7 +203,18 @@ pub(super) trait MapObserver<M: GuestMemory>: Send + Sync {
     /// Tells the listeners that all regions go. Keeps the memory of those that fail forever.
     fn end(&self);
 
-    fn add(&self, listener: Box<dyn MemoryListener<M::R>>) -> Result<ListenerId, ListenerError>
+    /// Also returns the listener if it was not added. Drop it without a lock.
+    #[expect(
+        clippy::type_complexity,
+        reason = "the refused listener is dropped by the caller"
+    )]
+    fn add(
+        &self,
+        listener: Box<dyn MemoryListener<M::R>>,
+    ) -> (
+        Result<ListenerId, ListenerError>,
+        Option<Box<dyn MemoryListener<M::R>>>,
+    )
     where
         M: GuestMemoryBackend;
 
@@ -235,11 +257,14 @@ struct Listeners<M: GuestMemoryBackend> {
     entries: Mutex<Vec<Entry<M>>>,
     /// Whether listeners log writes. Changes only while the turn is taken.
     tracking: AtomicBool,
+    /// The number of the process. A child of fork(2) has copies of the listeners.
+    process: u32,
     this: Weak<Self>,
 }
 
 struct Entry<M: GuestMemoryBackend> {
     id: ListenerId,
+    name: String,
     listener: Box<dyn MemoryListener<M::R>>,
     detached: Option<Kept<M>>,
 }
@@ -262,6 +287,11 @@ where
     M: GuestMemoryBackend + Send + Sync + 'static,
 {
     fn replace(&self, new: Arc<M>, on_error: OnError) -> Result<Arc<M>, ListenerError> {
+        match (self.check_process(), on_error) {
+            (Ok(()), _) => {}
+            (Err(error), OnError::Undo) => return Err(error),
+            (Err(_), OnError::Detach) => return Ok(self.map.swap(new)),
+        }
         let _turn = Turns::take([self]);
         let old = self.map.load_full();
         {
@@ -286,28 +316,42 @@ where
     }
 
     fn end(&self) {
-        if refuse_in_listener().is_err() {
-            // This thread may have the turns already.
-            let entries = std::mem::take(&mut *lock(&self.entries));
-            std::mem::forget((entries, self.map.load_full()));
+        if refuse_in_listener().is_err() || self.check_process().is_err() {
+            // This thread may have the turns and the lock already, or another thread of the parent
+            // process had them. And the listeners of that process use the memory.
+            std::mem::forget((self.this.upgrade(), self.map.load_full()));
             return;
         }
-        let _turn = Turns::take([self]);
-        let map = self.map.load_full();
-        let notifiers = notifiers(map.iter());
-        let _regions = Turns::take(notifiers.iter().copied());
-        let changes = self.changes(map.iter(), []);
-        let mut entries = lock(&self.entries);
-        // Cannot fail: listeners that fail are detached.
-        let _ = tell(&mut entries, &changes, &[Arc::clone(&map)], OnError::Detach);
-        let kept = entries.drain(..).filter_map(|entry| entry.detached);
+        let mut entries = {
+            let _turn = Turns::take([self]);
+            let map = self.map.load_full();
+            let notifiers = notifiers(map.iter());
+            let _regions = Turns::take(notifiers.iter().copied());
+            let changes = self.changes(map.iter(), []);
+            let mut entries = lock(&self.entries);
+            // Cannot fail: listeners that fail are detached.
+            let _ = tell(&mut entries, &changes, &[Arc::clone(&map)], OnError::Detach);
+            let detach = |notifier: &&RegionNotifier| notifier.detach(self.id);
+            notifiers.iter().for_each(detach);
+            std::mem::take(&mut *entries)
+        };
+        let kept = entries.iter_mut().filter_map(|entry| entry.detached.take());
         kept.for_each(std::mem::forget);
-        notifiers
-            .iter()
-            .for_each(|notifier| notifier.detach(self.id));
+        // Listeners are dropped without a turn: one can drop the last handle to another memory.
     }
 
-    fn add(&self, listener: Box<dyn MemoryListener<M::R>>) -> Result<ListenerId, ListenerError> {
+    fn add(
+        &self,
+        mut listener: Box<dyn MemoryListener<M::R>>,
+    ) -> (
+        Result<ListenerId, ListenerError>,
+        Option<Box<dyn MemoryListener<M::R>>>,
+    ) {
+        let name = self.check_process().and_then(|()| name_of(&mut *listener));
+        let name = match name {
+            Ok(name) => name,
+            Err(error) => return (Err(error), Some(listener)),
+        };
         let _turn = Turns::take([self]);
         let map = self.map.load_full();
         let notifiers = notifiers(map.iter());
@@ -316,20 +360,23 @@ where
         let changes = self.changes([], map.iter());
         let mut entry = [Entry {
             id,
+            name,
             listener,
             detached: None,
         }];
         let told = tell(&mut entry, &changes, &[Arc::clone(&map)], OnError::Undo);
         let [entry] = entry;
-        // A listener that failed to undo may use the memory, which is kept then.
-        if told.is_ok() || entry.detached.is_some() {
-            lock(&self.entries).push(entry);
-        }
         notifiers.iter().for_each(|notifier| self.follow(notifier));
-        told.map(|()| id)
+        // A listener that failed to undo may use the memory, which is kept then.
+        if told.is_err() && entry.detached.is_none() {
+            return (told.map(|()| id), Some(entry.listener));
+        }
+        lock(&self.entries).push(entry);
+        (told.map(|()| id), None)
     }
 
     fn remove(&self, id: ListenerId) -> Result<Box<dyn MemoryListener<M::R>>, ListenerError> {
+        self.check_process()?;
         let _turn = Turns::take([self]);
         let map = self.map.load_full();
         let notifiers = notifiers(map.iter());
@@ -345,6 +392,7 @@ where
     }
 
     fn track(&self, on: bool) -> Result<(), ListenerError> {
+        self.check_process()?;
         let _turn = Turns::take([self]);
         if self.is_tracking() == on {
             return Ok(());
@@ -370,7 +418,7 @@ where
             let kept = entry.detached.as_ref()?;
             Some(DetachedListener {
                 id: entry.id,
-                name: entry.listener.name().to_owned(),
+                name: entry.name.clone(),
                 error: kept.error.clone(),
             })
         });
@@ -382,6 +430,17 @@ impl<M> Listeners<M>
 where
     M: GuestMemoryBackend + Send + Sync + 'static,
 {
+    /// Returns an error in a child of fork(2).
+    ///
+    /// There, a call of a listener could unmap the memory of the parent. A thread of the parent may
+    /// also have held a lock.
+    fn check_process(&self) -> Result<(), ListenerError> {
+        if self.process == std::process::id() {
+            return Ok(());
+        }
+        Err(ListenerError::OtherProcess)
+    }
+
     fn is_tracking(&self) -> bool {
         // Relaxed: the turn orders it.
         self.tracking.load(Ordering::Relaxed)
@@ -453,8 +512,9 @@ where
 
     fn undo(&self, notifier: &RegionNotifier, kind: ChangeKind, runs: &[(u64, u64)]) {
         if let Some(inverse) = kind.inverse() {
+            let runs: Vec<_> = runs.iter().rev().copied().collect();
             // Cannot fail: listeners that fail are detached.
-            let _ = self.tell_of_region(notifier, inverse, runs, OnError::Detach);
+            let _ = self.tell_of_region(notifier, inverse, &runs, OnError::Detach);
         }
     }
 }
@@ -494,11 +554,13 @@ fn try_to_tell<'a, M: GuestMemoryBackend>(
         return Ok(());
     }
     for change in changes {
-        let mut order: Vec<usize> = (0..entries.len()).collect();
-        if change.kind().takes_away() {
-            order.reverse();
-        }
-        for number in order {
+        let count = entries.len();
+        for place in 0..count {
+            let number = if change.kind().takes_away() {
+                count.saturating_sub(1).saturating_sub(place)
+            } else {
+                place
+            };
             let Some(entry) = attached(entries, number) else {
                 continue;
             };
@@ -507,7 +569,7 @@ fn try_to_tell<'a, M: GuestMemoryBackend>(
                 Err(source) if on_error == OnError::Detach => entry.detach(maps, &source),
                 Err(source) => {
                     return Err(ListenerError::Refused {
-                        listener: entry.listener.name().to_owned(),
+                        listener: entry.name.clone(),
                         kind: change.kind(),
                         start: change.start(),
                         len: change.len(),
@@ -527,7 +589,7 @@ fn try_to_tell<'a, M: GuestMemoryBackend>(
             Err(source) if on_error == OnError::Detach => entry.detach(maps, &source),
             Err(source) => {
                 return Err(ListenerError::NotCommitted {
-                    listener: entry.listener.name().to_owned(),
+                    listener: entry.name.clone(),
                     detached: Vec::new(),
                     source,
                 })
@@ -553,7 +615,7 @@ fn undo<M: GuestMemoryBackend>(
         };
         if let Err(source) = call(|| step(&mut *entry.listener)) {
             entry.detach(maps, &source);
-            failed.push(entry.listener.name().to_owned());
+            failed.push(entry.name.clone());
         }
     };
     for (number, change) in told.into_iter().rev() {
@@ -565,6 +627,21 @@ fn undo<M: GuestMemoryBackend>(
         undo(number, &mut |listener| listener.commit());
     }
     failed
+}
+
+/// Returns the name of a listener, for errors.
+fn name_of<R>(listener: &mut dyn MemoryListener<R>) -> Result<String, ListenerError> {
+    let mut name = String::new();
+    let named = call(|| {
+        name = listener.name().to_owned();
+        Ok(())
+    });
+    named.map_err(|source| ListenerError::NotCommitted {
+        listener: "without a name".to_owned(),
+        detached: Vec::new(),
+        source,
+    })?;
+    Ok(name)
 }
 
 /// Returns a listener that is not detached.
@@ -580,13 +657,19 @@ fn attached<M: GuestMemoryBackend>(
 impl<M: GuestMemoryBackend> Entry<M> {
     /// Keeps all that the listener may use, and tells it nothing more.
     fn detach(&mut self, maps: &[Arc<M>], error: &BoxError) {
+        let mut text = String::new();
+        // A panic of `Display` leaves the text empty.
+        let _ = call(|| {
+            text = error.to_string();
+            Ok(())
+        });
         let regions = maps.iter().flat_map(|map| map.iter());
         let pins =
             regions.filter_map(|region| Some(region.notifier()?.pin_always(0, region.len())));
         self.detached = Some(Kept {
             _pins: pins.collect(),
             _maps: maps.to_vec(),
-            error: error.to_string(),
+            error: text,
         });
     }
 }

@@ -183,8 +183,8 @@ impl<M: GuestMemory> RestrictedMemory<M> {
         &self.memory
     }
 
-    /// Returns how many of the `count` bytes at `addr` the view permits, and the reason why it does
-    /// not permit the next one, if there is one.
+    /// Returns how many of the `count` bytes at `addr` the view permits, and the reason for the
+    /// first one that it does not.
     #[inline]
     fn reach(
         &self,

@@ -29,6 +29,9 @@
 //! | logs of writes are needed, by `track_writes` | `TrackingStarted` for each region, and for each that joins, after `Added` |
 //! | they are no longer needed | `TrackingStopped` for each region, and for each that leaves, before `Removed` |
 //!
+//! A range that goes need not be one that came. If eight blocks were plugged at once, one of them
+//! can go. A listener then splits its mapping, or it has mapped each block on its own.
+//!
 //! # Order
 //!
 //! The changes of one call are one transaction. Ranges that go come before ranges that come.
@@ -59,11 +62,12 @@
 //!
 //! # System calls
 //!
-//! `futex(2)` if changes contend, or in [`RegionNotifier::wait_until_unpinned`].
+//! `futex(2)` if changes contend, or in [`RegionNotifier::wait_until_unpinned`]. `getpid(2)` for
+//! changes of a memory with listeners.
 //!
 //! # Examples
 //!
-//! A listener that keeps a table for a device, as a vhost-user front end does:
+//! A listener that keeps a table of regions, as a vhost-user front end does:
 //!
 //! ```
 //! # #[cfg(all(feature = "backend-mmap", feature = "backend-atomic"))] {
@@ -80,9 +84,9 @@
 //!         let range = (change.start().0, change.len());
 //!         let mut ranges = self.0.lock().unwrap();
 //!         match change.kind() {
-//!             ChangeKind::Plugged if ranges.len() == 2 => return Err("the table is full".into()),
-//!             ChangeKind::Plugged => ranges.push(range),
-//!             ChangeKind::Unplugged => ranges.retain(|known| *known != range),
+//!             ChangeKind::Added if ranges.len() == 2 => return Err("the table is full".into()),
+//!             ChangeKind::Added => ranges.push(range),
+//!             ChangeKind::Removed => ranges.retain(|known| *known != range),
 //!             _ => {}
 //!         }
 //!         Ok(())
@@ -169,11 +173,13 @@ pub trait MemoryListener<R>: Send {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ChangeKind {
-    /// A region joins the map. None of it is accessible yet.
+    /// A region joins the map. The listener may not use it yet.
     Added,
-    /// A region leaves the map. None of it is accessible any more.
+    /// A region leaves the map. The listener may not use any of it.
     Removed,
-    /// The range is accessible, and its pages exist or are allocated on access.
+    /// The listener may use the range. Its pages exist, or are allocated on access.
+    ///
+    /// Accesses of this process to blocks succeed after the call, not during it.
     Plugged,
     /// The range becomes inaccessible, and its pages may be freed after the call.
     Unplugged,
@@ -371,6 +377,9 @@ pub enum ListenerError {
     /// A listener tried to change guest memory while it was told of a change.
     #[error("a memory listener cannot change guest memory while it is told of a change")]
     InListener,
+    /// The parent process added the listeners. They are not told of changes in a child of fork(2).
+    #[error("the listeners of the memory belong to the parent process")]
+    OtherProcess,
     /// The memory has no listener of this number.
     #[error("the memory has no listener of this number")]
     Unknown,

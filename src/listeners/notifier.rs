@@ -23,7 +23,7 @@ use super::{refuse_in_listener, ChangeKind, ListenerError};
 ///
 /// let notifier = RegionNotifier::new();
 /// let unplug = |offset, len| {
-///     let changes = notifier.begin()?;
+///     let mut changes = notifier.begin()?;
 ///     changes.announce(ChangeKind::Unplugged, &[(offset, len)])?;
 ///     // No listener uses the pages now. Close the blocks, and free their pages.
 ///     Ok::<_, ListenerError>(())
@@ -105,8 +105,8 @@ impl RegionNotifier {
     ///
     /// # Deadlocks
     ///
-    /// A thread that holds the result must not call `begin` again. It must also not drop the last
-    /// handle to a memory with listeners.
+    /// A thread that holds the result must not call `begin` again. It must not change the map or
+    /// the listeners of a memory with listeners, nor drop the last handle to it.
     ///
     /// # Errors
     ///
@@ -195,14 +195,15 @@ impl RegionChanges<'_> {
     /// Tells all listeners of a change of some ranges, given as offset and length in bytes.
     ///
     /// Call this before blocks close and pages are freed, and after pages exist. After `Unplugged`
-    /// and `Discarded`, the ranges cannot be pinned until this is dropped.
+    /// and `Discarded`, the ranges cannot be pinned until this is dropped. These changes cannot be
+    /// undone, so other changes of the memories can begin.
     ///
     /// # Errors
     ///
     /// Returns the error of a listener. Returns [`ListenerError::Pinned`] if a page to discard or
-    /// unplug is pinned. In both cases, listeners were told the inverse of what they were told, and
-    /// the caller must not make the change.
-    pub fn announce(&self, kind: ChangeKind, runs: &[(u64, u64)]) -> Result<(), ListenerError> {
+    /// unplug is pinned. In both cases, listeners that were told of `Plugged` or `Unplugged` were
+    /// told the inverse, and the caller must not make the change.
+    pub fn announce(&mut self, kind: ChangeKind, runs: &[(u64, u64)]) -> Result<(), ListenerError> {
         if kind == ChangeKind::Discarded {
             // A discard cannot be undone, so pins are checked first.
             self.withdraw(kind, runs)?;
@@ -221,10 +222,33 @@ impl RegionChanges<'_> {
             self.withdraw(kind, runs)
                 .inspect_err(|_| self.undo(kind, runs))?;
         }
+        if matches!(kind, ChangeKind::Unplugged | ChangeKind::Discarded) {
+            // Freeing pages can take long, and may wait for another process.
+            self.observers.give_back();
+        }
         Ok(())
     }
 
-    /// Tells all listeners the inverse of a change that was announced and then failed.
+    /// Checks that no page of some ranges is pinned, of which listeners are not told.
+    ///
+    /// These are unplugged blocks whose pages are freed. A listener that failed to undo may use
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ListenerError::Pinned`] if a page is pinned.
+    pub fn check_unpinned(
+        &self,
+        kind: ChangeKind,
+        runs: &[(u64, u64)],
+    ) -> Result<(), ListenerError> {
+        match self.notifier.pins.pinned_run(runs) {
+            Some((offset, len)) => Err(ListenerError::Pinned { kind, offset, len }),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells all listeners the inverse of a `Plugged` that was announced, if the plug then failed.
     ///
     /// Listeners that fail are detached.
     pub fn undo(&self, kind: ChangeKind, runs: &[(u64, u64)]) {

@@ -1,6 +1,7 @@
 //! [`Pin`]: keeps the pages of a range.
 
 use core::fmt;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
@@ -78,8 +79,12 @@ pub(super) struct Pins {
 
 #[derive(Debug, Default)]
 struct Ranges {
-    /// Offset and length of each pin.
-    pinned: Vec<(u64, u64)>,
+    /// The number of pins of each range, by offset and length.
+    pinned: BTreeMap<(u64, u64), usize>,
+    /// At least the length of the longest pin.
+    longest: u64,
+    /// The number of threads that wait for the end of a pin.
+    waiting: usize,
     /// The ranges whose pages are being discarded or unplugged. They cannot be pinned.
     going: Vec<(u64, u64)>,
 }
@@ -87,8 +92,8 @@ struct Ranges {
 impl RegionNotifier {
     /// Keeps the pages of `len` bytes at `offset` from being discarded and unplugged.
     ///
-    /// The pages need not exist. A pin of unplugged blocks keeps nothing, so check after the call
-    /// that the range is accessible.
+    /// The pages need not exist. The range can contain unplugged blocks, so check after the call
+    /// that it is accessible. While they are pinned, `plug` of `vm-memory-host` refuses them.
     ///
     /// # Errors
     ///
@@ -100,11 +105,6 @@ impl RegionNotifier {
             return Err(ListenerError::BeingFreed { offset, len });
         }
         Ok(ranges.pin(self, offset, len))
-    }
-
-    /// Returns whether a byte of a range is pinned. Another thread can pin it at any time.
-    pub fn is_pinned(&self, offset: u64, len: u64) -> bool {
-        overlaps(&lock(&self.pins.ranges).pinned, offset, len)
     }
 
     /// Pins a range even if its pages are being freed, since this cannot fail.
@@ -127,13 +127,15 @@ impl RegionNotifier {
         deadline: Instant,
     ) -> Result<(), StillPinned> {
         let mut ranges = lock(&self.pins.ranges);
-        while overlaps(&ranges.pinned, offset, len) {
+        while ranges.is_pinned(offset, len) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(StillPinned);
             }
+            ranges.waiting = ranges.waiting.saturating_add(1);
             let waited = self.pins.removed.wait_timeout(ranges, left);
             ranges = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            ranges.waiting = ranges.waiting.saturating_sub(1);
         }
         Ok(())
     }
@@ -141,7 +143,9 @@ impl RegionNotifier {
 
 impl Ranges {
     fn pin(&mut self, notifier: &Arc<RegionNotifier>, offset: u64, len: u64) -> Pin {
-        self.pinned.push((offset, len));
+        let count = self.pinned.entry((offset, len)).or_default();
+        *count = count.saturating_add(1);
+        self.longest = self.longest.max(len);
         Pin {
             notifier: Arc::clone(notifier),
             offset,
@@ -150,17 +154,48 @@ impl Ranges {
     }
 }
 
+impl Ranges {
+    /// Returns whether a byte of a range is pinned.
+    ///
+    /// The cost follows the pins that begin near the range, as far as the longest pin reaches.
+    fn is_pinned(&self, offset: u64, len: u64) -> bool {
+        let first = (offset.saturating_sub(self.longest), 0);
+        let end = (offset.saturating_add(len), 0);
+        let mut near = self.pinned.range(first..end.max(first));
+        near.any(|((start, len), _)| start.saturating_add(*len) > offset)
+    }
+
+    fn pinned_run(&self, runs: &[(u64, u64)]) -> Option<(u64, u64)> {
+        let mut runs = runs.iter().copied();
+        runs.find(|(offset, len)| self.is_pinned(*offset, *len))
+    }
+
+    fn unpin(&mut self, offset: u64, len: u64) {
+        if let Some(count) = self.pinned.get_mut(&(offset, len)) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.pinned.remove(&(offset, len));
+            }
+        }
+        if self.pinned.is_empty() {
+            self.longest = 0;
+        }
+    }
+}
+
 impl Pins {
+    /// Returns a run that is pinned.
+    pub(super) fn pinned_run(&self, runs: &[(u64, u64)]) -> Option<(u64, u64)> {
+        lock(&self.ranges).pinned_run(runs)
+    }
+
     /// Records that the pages of `runs` go, so that they cannot be pinned.
     ///
     /// Returns a run that is pinned. Then nothing is recorded.
     pub(super) fn withdraw(&self, runs: &[(u64, u64)]) -> Result<(), (u64, u64)> {
         let mut ranges = lock(&self.ranges);
-        let pinned = runs
-            .iter()
-            .find(|(offset, len)| overlaps(&ranges.pinned, *offset, *len));
-        match pinned {
-            Some(run) => Err(*run),
+        match ranges.pinned_run(runs) {
+            Some(run) => Err(run),
             None => {
                 ranges.going.extend_from_slice(runs);
                 Ok(())
@@ -175,12 +210,10 @@ impl Pins {
 
     fn remove(&self, offset: u64, len: u64) {
         let mut ranges = lock(&self.ranges);
-        let position = ranges.pinned.iter().position(|pin| *pin == (offset, len));
-        if let Some(position) = position {
-            ranges.pinned.swap_remove(position);
+        ranges.unpin(offset, len);
+        if ranges.waiting != 0 {
+            self.removed.notify_all();
         }
-        drop(ranges);
-        self.removed.notify_all();
     }
 }
 

@@ -72,6 +72,11 @@ impl<T: HasTurn> Turns<T> {
         Self(owners.into_iter().map(take).collect())
     }
 
+    /// Gives the turns back.
+    pub(crate) fn give_back(&mut self) {
+        self.0.drain(..).for_each(|owner| owner.turn().give_back());
+    }
+
     pub(crate) fn owners(&self) -> &[T] {
         &self.0
     }
@@ -79,6 +84,6 @@ impl<T: HasTurn> Turns<T> {
 
 impl<T: HasTurn> Drop for Turns<T> {
     fn drop(&mut self) {
-        self.0.iter().for_each(|owner| owner.turn().give_back());
+        self.give_back();
     }
 }

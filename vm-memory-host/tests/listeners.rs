@@ -6,10 +6,13 @@
 //!
 //! `LISTENER_CHANGES=1000000 cargo test --release -p vm-memory-host --test listeners` makes a
 //! million changes. `LISTENER_SEED` sets the seed. The last such run was of seed 1, and passed.
+#![cfg(target_os = "linux")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
 use std::panic;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -48,7 +51,7 @@ struct Known {
     panics: bool,
     /// Whether all calls after the first failure fail as well.
     stays_broken: bool,
-    /// The blocks that still had their bytes after the listener was detached.
+    /// The blocks that got their stamp after the listener was detached.
     kept: BTreeSet<u64>,
     /// The blocks of whose discard it was told, and whose bytes may be gone.
     discarded: BTreeSet<u64>,
@@ -157,6 +160,8 @@ struct Test {
     /// All regions that exist.
     regions: Vec<Weak<GuestRegionMmap>>,
     random: fastrand::Rng,
+    /// The memory of this process.
+    process: File,
     refused: u64,
 }
 
@@ -204,15 +209,17 @@ impl Test {
                 let mut regions = regions.filter(|region| Arc::as_ptr(region).addr() == address);
                 let region = regions.next().expect("kept for the listener");
                 let offset = region.to_region_addr(GuestAddress(block)).unwrap();
-                let stamp = region.read_obj::<u64>(offset);
+                let host = region.as_ptr().addr() as u64 + offset.0;
                 // A plug that is undone was not recorded, so the library cannot read the block.
-                let was_read = known.kept.contains(&block);
-                match stamp {
-                    Ok(0) | Err(_) => assert!(!was_read, "{block:#x}: {stamp:?}"),
-                    Ok(stamp) => assert_eq!(stamp, block + 1),
-                }
-                if stamp.is_ok_and(|stamp| stamp != 0) {
-                    known.kept.insert(block);
+                let mut stamp = [0; 8];
+                self.process.read_exact_at(&mut stamp, host).unwrap();
+                let expected = block + 1;
+                if known.kept.insert(block) {
+                    self.process
+                        .write_all_at(&expected.to_ne_bytes(), host)
+                        .unwrap();
+                } else {
+                    assert_eq!(u64::from_ne_bytes(stamp), expected, "{block:#x}");
                 }
             }
         }
@@ -379,6 +386,11 @@ fn listeners_under_random_changes_know_exactly_the_accessible_pages() {
         pins: Vec::new(),
         regions: Vec::new(),
         random: fastrand::Rng::with_seed(seed),
+        process: File::options()
+            .read(true)
+            .write(true)
+            .open("/proc/self/mem")
+            .unwrap(),
         refused: 0,
     };
     test.add_listener();
@@ -492,4 +504,53 @@ fn listener_reads_and_populates_the_memory_that_it_is_told_of() {
     discard(&*map, place(0), BLOCK).unwrap();
     unplug(&*map, place(0), 2 * BLOCK).unwrap();
     assert_eq!(*calls.lock().unwrap(), 5);
+}
+
+/// A plug that one listener refuses, and that another one fails to undo.
+#[test]
+fn pages_that_a_detached_listener_may_use_are_not_freed() {
+    let memory = memory_with_blocks();
+    let mut calls = 0;
+    let fails_to_undo = move |change: &MemoryChange<'_, _>| {
+        calls += u32::from(change.offset() == BLOCK);
+        if calls > 1 {
+            return Err(BoxError::from("the device does not respond"));
+        }
+        Ok(())
+    };
+    let id = memory.add_listener(Box::new(Calls(fails_to_undo))).unwrap();
+    let refuse = |change: &MemoryChange<'_, _>| match change.offset() {
+        BLOCK => Err(BoxError::from("no slot is free")),
+        _ => Ok(()),
+    };
+    let other = memory.add_listener(Box::new(Calls(refuse))).unwrap();
+    let map = memory.memory();
+    let second = GuestAddress(BLOCK);
+    plug(&*map, second, BLOCK).unwrap_err();
+    assert_eq!(memory.detached_listeners().unwrap()[0].id, id);
+    memory.remove_listener(other).unwrap();
+
+    // The device writes to the block that it may use.
+    let host = map.iter().next().unwrap().as_ptr().addr() as u64 + BLOCK;
+    let process = File::options()
+        .read(true)
+        .write(true)
+        .open("/proc/self/mem")
+        .unwrap();
+    process.write_all_at(&[7], host).unwrap();
+    for refused in [
+        plug(&*map, second, BLOCK),
+        unplug(&*map, place(0), 2 * BLOCK),
+        discard(&*map, second, BLOCK),
+    ] {
+        assert!(
+            matches!(refused, Err(ChangeError::Listener { .. })),
+            "{refused:?}"
+        );
+    }
+    let mut byte = [0];
+    process.read_exact_at(&mut byte, host).unwrap();
+    assert_eq!(byte, [7]);
+    memory.remove_listener(id).unwrap();
+    assert_eq!(plug(&*map, second, BLOCK).unwrap(), BLOCK);
 }

@@ -5,7 +5,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::system::discard_part;
 use crate::error::ChangeError;
-use crate::mapping::{parts, span_of, HostMapped, HostMapping, Part};
+use crate::mapping::{parts, span_of, to_u64, HostMapped, HostMapping, Part};
 
 /// Returns the pages of a range of guest memory to the system. They then read as zeroes.
 ///
@@ -167,8 +167,11 @@ pub(super) fn refuse_read_only<R: HostMapped>(
 ///
 /// Returns the number of bytes freed.
 pub(super) fn discard_whole<R: HostMapped>(part: &Part<'_, R>) -> Result<u64, ChangeError> {
-    let told = part.begin()?;
-    let announced = told.announce(ChangeKind::Discarded, &part.accessible_runs());
+    let mut told = part.begin()?;
+    let whole = [(to_u64(part.offset), to_u64(part.len))];
+    let announced = told
+        .check_unpinned(ChangeKind::Discarded, &whole)
+        .and_then(|()| told.announce(ChangeKind::Discarded, &part.accessible_runs()));
     announced.map_err(|source| part.refused_by_listener(source))?;
     let result = discard_part(part.mapping, part.offset, part.len);
     // Even after an error: some of its bytes may have changed.

@@ -350,7 +350,7 @@ fn plug_part<R: HostMapped>(part: &Part<'_, R>) -> Result<u64, ChangeError> {
     let Some((blocks, record)) = &mapping.blocks else {
         return Ok(0);
     };
-    let told = part.begin()?;
+    let mut told = part.begin()?;
     let unplugged = unplugged_runs(record, offset, len);
     let withdraw_all = |changes: &Changes<'_>| {
         for &(at, run) in &unplugged {
@@ -363,6 +363,10 @@ fn plug_part<R: HostMapped>(part: &Part<'_, R>) -> Result<u64, ChangeError> {
             .lock_changes()
             .map_err(|source| not_plugged(part, source))
     };
+    let runs = to_runs(&unplugged);
+    // A listener that failed to undo an earlier plug may use these pages.
+    let unpinned = told.check_unpinned(ChangeKind::Plugged, &runs);
+    unpinned.map_err(|source| part.refused_by_listener(source))?;
     let changes = lock()?;
     let prepared = unplugged
         .iter()
@@ -373,15 +377,11 @@ fn plug_part<R: HostMapped>(part: &Part<'_, R>) -> Result<u64, ChangeError> {
     }
     // A listener may read the mapping, which needs the lock. `told` excludes other changes.
     drop(changes);
-    let runs: Vec<_> = unplugged
-        .iter()
-        .map(|&(at, run)| (to_u64(at), to_u64(run)))
-        .collect();
     let announced = told.announce(ChangeKind::Plugged, &runs);
     let changes = lock()?;
     if let Err(source) = announced {
         // A listener that failed to undo is detached, and has pinned the region.
-        if !mapping.notifier.is_pinned(to_u64(offset), to_u64(len)) {
+        if told.check_unpinned(ChangeKind::Plugged, &runs).is_ok() {
             withdraw_all(&changes);
         }
         return Err(part.refused_by_listener(source));
@@ -390,8 +390,10 @@ fn plug_part<R: HostMapped>(part: &Part<'_, R>) -> Result<u64, ChangeError> {
         // Relaxed: see `plugs`. Pages that a balloon has collected in the blocks before are stale.
         mapping.plugs.fetch_add(1, Ordering::Relaxed);
     }
-    let recorded = record.plug(offset, len).map_err(io::Error::other);
-    recorded.map_err(|source| not_plugged(part, source))?;
+    if let Err(source) = record.plug(offset, len) {
+        told.undo(ChangeKind::Plugged, &runs);
+        return Err(not_plugged(part, io::Error::other(source)));
+    }
     Ok(total(unplugged))
 }
 
@@ -401,9 +403,12 @@ fn unplug_part<R: HostMapped>(part: &Part<'_, R>) -> Result<u64, ChangeError> {
     let Some((blocks, record)) = &mapping.blocks else {
         return Ok(0);
     };
-    let told = part.begin()?;
+    let mut told = part.begin()?;
     let plugged = part.accessible_runs();
-    let announced = told.announce(ChangeKind::Unplugged, &plugged);
+    let others = to_runs(&unplugged_runs(record, offset, len));
+    let announced = told
+        .check_unpinned(ChangeKind::Unplugged, &others)
+        .and_then(|()| told.announce(ChangeKind::Unplugged, &plugged));
     announced.map_err(|source| part.refused_by_listener(source))?;
     let unplug = || {
         let changes = mapping.lock_changes()?;
@@ -414,6 +419,12 @@ fn unplug_part<R: HostMapped>(part: &Part<'_, R>) -> Result<u64, ChangeError> {
     unplug().map_err(|source| part.refused("discard", source))?;
     let lengths = plugged.iter().map(|(_, len)| *len);
     Ok(lengths.fold(0, u64::saturating_add))
+}
+
+/// Returns runs as listeners are told of them.
+fn to_runs(runs: &[(usize, usize)]) -> Vec<(u64, u64)> {
+    let runs = runs.iter();
+    runs.map(|&(at, len)| (to_u64(at), to_u64(len))).collect()
 }
 
 /// Returns the total length of runs.
