@@ -316,3 +316,39 @@ fn listener_follows_blocks_that_are_plugged_and_unplugged() {
     }
     assert_eq!(machine.slots.slots().len(), 3);
 }
+
+#[test]
+fn listener_logs_writes_while_the_memory_tracks_them() {
+    let map = memory(&[(RAM, 0x10_000)]);
+    let name = "listener_logs_writes_while_the_memory_tracks_them";
+    let Some(mut machine) = Machine::new(name, &map, |builder| builder) else {
+        return;
+    };
+    let memory = GuestMemoryAtomic::new(map);
+    let listener = Box::new(machine.slots.clone());
+    memory.add_listener(listener).unwrap();
+    memory.track_writes(true).unwrap();
+    let start = GuestAddress(0x10_0000);
+    let dimm = GuestRegionMmap::from_range(start, 0x4000, None).unwrap();
+    memory.update(|map| map.insert_region(dimm.into())).unwrap();
+    assert_eq!(machine.write(0x10_1000, 7), Access::Done);
+    let dirty = harvest(&machine.slots, &memory.memory());
+    assert_eq!(dirty, [0x10_1000]);
+
+    // The region goes, and the rest is still logged.
+    let without = |map: &Memory| map.remove_region(start, 0x4000).map(|(map, _)| map);
+    memory.update(without).unwrap();
+    let insert = |map: &Memory| {
+        let dimm = GuestRegionMmap::from_range(start, 0x4000, None).unwrap();
+        map.insert_region(dimm.into())
+    };
+    memory.update(insert).unwrap();
+    harvest(&machine.slots, &memory.memory());
+    assert_eq!(machine.write(0x10_2000, 7), Access::Done);
+    assert_eq!(harvest(&machine.slots, &memory.memory()), [0x10_2000]);
+
+    memory.track_writes(false).unwrap();
+    harvest(&machine.slots, &memory.memory());
+    assert_eq!(machine.write(0x10_3000, 7), Access::Done);
+    assert_eq!(harvest(&machine.slots, &memory.memory()), [0; 0]);
+}

@@ -7,6 +7,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -80,6 +81,8 @@ use table::SlotTable;
 #[derive(Clone)]
 pub struct KvmSlots {
     table: Arc<Mutex<SlotTable>>,
+    /// The regions whose writes this handle was told to log, as a listener.
+    pub(crate) tracked: BTreeSet<GuestAddress>,
 }
 
 /// A memory slot, as [`KvmSlots::slots`] lists it.
