@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use vm_memory::atomic::UpdateError;
 use vm_memory::listeners::{
-    BoxError, ChangeKind, ListenerError, MemoryChange, MemoryListener, RegionNotifier,
+    BoxError, ChangeKind, ListenerError, MemoryChange, MemoryListener, NotAsBefore, RegionNotifier,
 };
 use vm_memory::mmap::{MmapRegionBuilder, PluggedBlocks};
 use vm_memory::{
@@ -414,6 +414,42 @@ fn listener_that_owns_another_memory_is_dropped_without_locks() {
     assert_eq!(take(&log), [""; 0]);
     drop(first);
     assert_eq!(take(&log).last().unwrap(), "b commit");
+}
+
+#[test]
+fn listener_that_is_not_as_before_is_detached() {
+    let (memory, log) = (memory(), Log::default());
+    let mut calls = 0;
+    let call: Call = Box::new(move || {
+        calls += 1;
+        if calls == 3 {
+            return Err(NotAsBefore::new("half done").into());
+        }
+        Ok(())
+    });
+    let id = memory
+        .add_listener(Listener::boxed("a", &log, call))
+        .unwrap();
+    let new = region(PAGE);
+    let kept = Arc::downgrade(&new);
+    let map = GuestMemoryMmap::from_arc_regions(vec![new]).unwrap();
+    memory.update(|_| Ok::<_, ()>(map)).unwrap_err();
+    assert_eq!(memory.detached_listeners().unwrap()[0].id, id);
+    // It may use the region that did not join.
+    assert!(kept.upgrade().is_some());
+    memory.remove_listener(id).unwrap();
+    assert!(kept.upgrade().is_none());
+}
+
+#[test]
+fn second_announcement_after_a_discard_is_an_error() {
+    let notifier = RegionNotifier::new();
+    let mut changes = notifier.begin().unwrap();
+    changes
+        .announce(ChangeKind::Discarded, &[(0, PAGE)])
+        .unwrap();
+    let again = changes.announce(ChangeKind::Unplugged, &[(PAGE, PAGE)]);
+    assert!(matches!(again, Err(ListenerError::AlreadyAnnounced)));
 }
 
 /// Panics instead of returning its name.

@@ -13,7 +13,7 @@ use crate::convert::{to_u64, to_usize};
 use crate::guest_memory::{GuestMemory, GuestMemoryBackend};
 use crate::listeners::{
     call, lock, next_id, refuse_in_listener, BoxError, ChangeKind, HasTurn, ListenerError,
-    MemoryChange, MemoryListener, Observer, Pin, RegionNotifier, Turn, Turns,
+    MemoryChange, MemoryListener, NotAsBefore, Observer, Pin, RegionNotifier, Turn, Turns,
 };
 use crate::region::GuestMemoryRegion;
 use crate::MemoryRegionAddress;
@@ -484,6 +484,7 @@ where
         runs: &[(u64, u64)],
         on_error: OnError,
     ) -> Result<(), ListenerError> {
+        self.check_process()?;
         let map = self.map.load_full();
         let mut changes = Vec::new();
         for region in map.iter() {
@@ -568,6 +569,9 @@ fn try_to_tell<'a, M: GuestMemoryBackend>(
                 Ok(()) => told.push((number, *change)),
                 Err(source) if on_error == OnError::Detach => entry.detach(maps, &source),
                 Err(source) => {
+                    if source.is::<NotAsBefore>() {
+                        entry.detach(maps, &source);
+                    }
                     return Err(ListenerError::Refused {
                         listener: entry.name.clone(),
                         kind: change.kind(),
@@ -575,7 +579,7 @@ fn try_to_tell<'a, M: GuestMemoryBackend>(
                         len: change.len(),
                         detached: Vec::new(),
                         source,
-                    })
+                    });
                 }
             }
         }

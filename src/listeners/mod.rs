@@ -134,6 +134,20 @@ pub(crate) use turn::{lock, HasTurn, Turn, Turns};
 /// An error of any type, from a [`MemoryListener`].
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
+/// The error of a listener that could neither make a change nor go back.
+///
+/// The library detaches the listener, and keeps the memory that it may use.
+#[derive(Debug, thiserror::Error)]
+#[error("the listener failed in the middle of a change")]
+pub struct NotAsBefore(#[source] BoxError);
+
+impl NotAsBefore {
+    /// Creates the error from its cause.
+    pub fn new(source: impl Into<BoxError>) -> Self {
+        Self(source.into())
+    }
+}
+
 /// Follows the changes of a guest memory whose regions have the type `R`.
 ///
 /// The [module](self) states the order of calls, and shows an implementation.
@@ -153,7 +167,7 @@ pub trait MemoryListener<R>: Send {
     /// # Errors
     ///
     /// After an error, the listener must be as it was before the call. The change does not take
-    /// place.
+    /// place. A listener that cannot go back returns a [`NotAsBefore`], and is detached.
     fn change(&mut self, change: &MemoryChange<'_, R>) -> Result<(), BoxError>;
 
     /// Ends a transaction. The listener was told of all its changes.
@@ -374,6 +388,9 @@ pub enum ListenerError {
         /// The length of the range in bytes.
         len: u64,
     },
+    /// A discard or an unplug was announced before by the same [`RegionChanges`].
+    #[error("a discard or an unplug was announced already; begin another change")]
+    AlreadyAnnounced,
     /// A listener tried to change guest memory while it was told of a change.
     #[error("a memory listener cannot change guest memory while it is told of a change")]
     InListener,

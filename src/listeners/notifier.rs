@@ -124,6 +124,7 @@ impl RegionNotifier {
                     notifier: self,
                     _region: region,
                     observers,
+                    is_announced: false,
                 });
             }
             // A memory got or lost the region meanwhile.
@@ -189,6 +190,8 @@ pub struct RegionChanges<'a> {
     // Dropped before the turns of the memories.
     _region: Turns<&'a RegionNotifier>,
     observers: Turns<Shared>,
+    /// Whether a discard or an unplug was announced. The memories have their turns again.
+    is_announced: bool,
 }
 
 impl RegionChanges<'_> {
@@ -196,7 +199,7 @@ impl RegionChanges<'_> {
     ///
     /// Call this before blocks close and pages are freed, and after pages exist. After `Unplugged`
     /// and `Discarded`, the ranges cannot be pinned until this is dropped. These changes cannot be
-    /// undone, so other changes of the memories can begin.
+    /// undone, so other changes of the memories can begin. A further announcement is an error.
     ///
     /// # Errors
     ///
@@ -204,6 +207,9 @@ impl RegionChanges<'_> {
     /// unplug is pinned. In both cases, listeners that were told of `Plugged` or `Unplugged` were
     /// told the inverse, and the caller must not make the change.
     pub fn announce(&mut self, kind: ChangeKind, runs: &[(u64, u64)]) -> Result<(), ListenerError> {
+        if self.is_announced {
+            return Err(ListenerError::AlreadyAnnounced);
+        }
         if kind == ChangeKind::Discarded {
             // A discard cannot be undone, so pins are checked first.
             self.withdraw(kind, runs)?;
@@ -225,6 +231,7 @@ impl RegionChanges<'_> {
         if matches!(kind, ChangeKind::Unplugged | ChangeKind::Discarded) {
             // Freeing pages can take long, and may wait for another process.
             self.observers.give_back();
+            self.is_announced = true;
         }
         Ok(())
     }

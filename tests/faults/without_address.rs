@@ -25,6 +25,13 @@ extern "C" fn without_address(_: i32, info: *mut libc::siginfo_t, context: *mut 
     // SAFETY: the kernel passes the information of the signal, which belongs to this handler.
     let fields = unsafe { &mut *info.cast::<[i32; 6]>() };
     *fields = [signal, 0, CODE.load(Ordering::Relaxed), 0, 0, 0];
+    #[cfg(target_arch = "x86_64")]
+    if fields[2] == 0x80 {
+        // SAFETY: the kernel passes the context, which belongs to this handler.
+        let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
+        let exception = if signal == libc::SIGBUS { 12 } else { 13 };
+        context.uc_mcontext.gregs[libc::REG_TRAPNO as usize] = exception;
+    }
     // SAFETY: the handler of the crate has SA_SIGINFO, so it has this type.
     let ours = unsafe { std::mem::transmute::<usize, Handler>(OURS.load(Ordering::Relaxed)) };
     ours(signal, info, context);

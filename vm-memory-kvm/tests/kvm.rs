@@ -327,10 +327,12 @@ fn listener_logs_writes_while_the_memory_tracks_them() {
     let memory = GuestMemoryAtomic::new(map);
     let listener = Box::new(machine.slots.clone());
     memory.add_listener(listener).unwrap();
-    memory.track_writes(true).unwrap();
     let start = GuestAddress(0x10_0000);
     let dimm = GuestRegionMmap::from_range(start, 0x4000, None).unwrap();
     memory.update(|map| map.insert_region(dimm.into())).unwrap();
+    memory.track_writes(true).unwrap();
+    // All slots, once.
+    assert_eq!(harvest(&machine.slots, &memory.memory()).len(), 4);
     assert_eq!(machine.write(0x10_1000, 7), Access::Done);
     let dirty = harvest(&machine.slots, &memory.memory());
     assert_eq!(dirty, [0x10_1000]);

@@ -1,7 +1,6 @@
 //! [`KvmSlotsBuilder`]: the options of slots, and the capabilities of KVM that they need.
 
 use core::ops::Range;
-use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -159,7 +158,6 @@ impl KvmSlotsBuilder {
         (table.log, table.slot_size) = (self.log, self.slot_size);
         Ok(KvmSlots {
             table: Arc::new(Mutex::new(table)),
-            tracked: BTreeSet::new(),
         })
     }
 }

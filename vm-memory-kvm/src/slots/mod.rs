@@ -7,7 +7,6 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -81,8 +80,6 @@ use table::SlotTable;
 #[derive(Clone)]
 pub struct KvmSlots {
     table: Arc<Mutex<SlotTable>>,
-    /// The regions whose writes this handle was told to log, as a listener.
-    pub(crate) tracked: BTreeSet<GuestAddress>,
 }
 
 /// A memory slot, as [`KvmSlots::slots`] lists it.
@@ -185,6 +182,41 @@ impl KvmSlots {
     ) -> Result<(), SlotError> {
         let range = range_of(region, offset, len)?;
         self.table().add(range.as_slice())
+    }
+
+    /// Deletes the slots of a range of a region, which need not be mapped here.
+    pub(crate) fn unplug<R: GuestMemoryRegion>(
+        &self,
+        region: &R,
+        offset: u64,
+        len: u64,
+    ) -> Result<(), SlotError> {
+        match range_of(region, offset, len)? {
+            Some(range) => self.remove(GuestAddress(range.start), len),
+            None => Ok(()),
+        }
+    }
+
+    /// Logs the writes to a region, and so to all slots. All slots count as dirty at the start: if
+    /// a stop is undone, writes in the meantime are not in the log.
+    pub(crate) fn start_region(&self, start: GuestAddress) -> Result<(), SlotError> {
+        let mut table = self.table();
+        if table.tracked_regions.is_empty() {
+            table.set_tracking(true)?;
+            table.mark_all();
+        }
+        table.tracked_regions.insert(start);
+        Ok(())
+    }
+
+    /// Ends the log if no other region needs it.
+    pub(crate) fn stop_region(&self, start: GuestAddress) -> Result<(), SlotError> {
+        let mut table = self.table();
+        if table.tracked_regions.iter().eq([&start]) {
+            table.set_tracking(false)?;
+        }
+        table.tracked_regions.remove(&start);
+        Ok(())
     }
 
     /// Removes the slots of the `len` bytes at `start`. Parts without a slot are ignored.

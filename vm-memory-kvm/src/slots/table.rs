@@ -8,7 +8,7 @@
 //! change is undone. The same holds for a slot whose tracking is off for a moment.
 
 use core::ops::Range;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use vm_memory::arithmetic::{to_u64, to_usize};
@@ -40,6 +40,8 @@ pub(super) struct SlotTable {
     pub(super) slots: BTreeMap<u64, Slot>,
     pub(super) numbers: Numbers,
     pub(super) is_tracking: bool,
+    /// The regions whose writes a listener was told to log, by first guest address.
+    pub(super) tracked_regions: BTreeSet<GuestAddress>,
     /// The slots that count as dirty as a whole, most of which are deleted.
     pub(super) dirty: Ranges,
     pub(super) log: DirtyLog,
@@ -59,6 +61,7 @@ impl SlotTable {
             slots: BTreeMap::new(),
             numbers: Numbers::new(numbers),
             is_tracking: false,
+            tracked_regions: BTreeSet::new(),
             dirty: Ranges::default(),
             log: DirtyLog::default(),
             rings: Vec::new(),
@@ -300,7 +303,8 @@ impl SlotTable {
         };
         let deleted = self.calls.delete_slot(slot.number, &slot.range);
         deleted.map_err(refused(SlotAction::Delete, &slot.range))?;
-        if slot.is_tracked || !slot.kept.is_empty() {
+        // A slot that should be tracked and is not has failed to be tracked again.
+        if self.is_tracking || slot.is_tracked || !slot.kept.is_empty() {
             self.dirty.insert(start, slot.range.last());
         }
         self.numbers.release(slot.number);
@@ -320,7 +324,18 @@ impl SlotTable {
         let set = self.calls.set_slot(slot.number, &slot.range, is_tracked);
         set.map_err(refused(SlotAction::SetTracking, &slot.range))?;
         slot.is_tracked = is_tracked;
+        if is_tracked && self.is_tracking {
+            // It was not tracked for a moment, in which a vCPU may have written.
+            self.dirty.insert(slot.range.start, slot.range.last());
+        }
         Ok(())
+    }
+
+    /// Counts all slots as dirty.
+    pub(super) fn mark_all(&mut self) {
+        for slot in self.slots.values() {
+            self.dirty.insert(slot.range.start, slot.range.last());
+        }
     }
 
     /// Turns the tracking of slots back to `is_tracking`. Returns the error for the caller.

@@ -94,6 +94,8 @@ impl MappedRing {
         let count = NonZeroUsize::new(to_usize(u64::from(count)));
         let count = count.ok_or(io::ErrorKind::InvalidInput)?;
         let offset = page_size.checked_mul(u64::from(KVM_DIRTY_LOG_PAGE_OFFSET));
+        // The headers of riscv64 say 0, which is the page of `kvm_run`.
+        let offset = offset.filter(|offset| *offset != 0);
         let offset = offset.and_then(|offset| libc::off_t::try_from(offset).ok());
         let offset = offset.ok_or(io::ErrorKind::InvalidInput)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;

@@ -17,6 +17,11 @@ impl<'a> Registers<'a> {
         self.context.pc as usize
     }
 
+    /// Returns `false`: faults of this processor have another code.
+    pub(super) fn is_exception_without_address(&self, _signal: libc::c_int) -> bool {
+        false
+    }
+
     /// Returns the start and the end of two guest operands, as routines keep them in `x3` to `x6`.
     pub(super) fn operands(&self) -> [(usize, usize); 2] {
         let [_, _, _, x3, x4, x5, x6, ..] = self.context.regs;

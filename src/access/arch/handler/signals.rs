@@ -134,7 +134,11 @@ extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, context: *mut
         // SAFETY: the system passes the interrupted context, which belongs to the handler until it
         // returns.
         let context = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext };
-        if recover(&mut Registers::new(context), &fault) {
+        let mut registers = Registers::new(context);
+        // SAFETY: the system passes the signal's information to a handler with SA_SIGINFO.
+        let is_by_kernel = unsafe { (*info).si_code } == SI_KERNEL;
+        let is_fault = !is_by_kernel || registers.is_exception_without_address(signal);
+        if is_fault && recover(&mut registers, &fault) {
             return;
         }
     }
@@ -174,8 +178,11 @@ pub(super) const BUS_MCEERR_AO: c_int = 5;
 pub(super) const ILL_ILLOPC: c_int = 1;
 /// A coprocessor error. It is the last of these codes.
 pub(super) const ILL_COPROC: c_int = 7;
-/// The kernel raises the signal and gives neither a code nor an address. On x86_64, this is a
-/// general protection fault (SIGSEGV) or a stack fault (SIGBUS).
+/// The kernel raises the signal and gives neither a code nor an address.
+///
+/// On x86_64, this is a general protection fault (SIGSEGV) or a stack fault (SIGBUS). The kernel
+/// also ends a process in this way. Examples are a memory error, and a signal whose frame does not
+/// fit on the stack. The registers distinguish them.
 pub(super) const SI_KERNEL: c_int = 0x80;
 
 impl FaultRange {
@@ -192,8 +199,7 @@ impl FaultRange {
         let info = unsafe { &*info.cast::<FaultInfo>() };
         match (info.signo, info.code) {
             // The address of SIGILL is that of the instruction.
-            (libc::SIGILL, ILL_ILLOPC..=ILL_COPROC)
-            | (libc::SIGSEGV | libc::SIGBUS | libc::SIGILL, SI_KERNEL) => {
+            (libc::SIGILL, ILL_ILLOPC..=ILL_COPROC) | (libc::SIGSEGV | libc::SIGBUS, SI_KERNEL) => {
                 return Some(Self::NO_ADDRESS)
             }
             // aarch64 may not know the address of an external abort.

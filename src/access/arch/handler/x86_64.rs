@@ -11,6 +11,7 @@ const R8: usize = libc::REG_R8 as usize;
 const R9: usize = libc::REG_R9 as usize;
 const R10: usize = libc::REG_R10 as usize;
 const R11: usize = libc::REG_R11 as usize;
+const TRAPNO: usize = libc::REG_TRAPNO as usize;
 
 /// The registers at the interrupted instruction, which the system restores after the handler.
 pub(super) struct Registers<'a> {
@@ -27,6 +28,18 @@ impl<'a> Registers<'a> {
     /// Returns the address of the interrupted instruction.
     pub(super) fn program_counter(&self) -> usize {
         self.general[RIP] as usize
+    }
+
+    /// Returns whether the last exception of the thread explains a signal without an address.
+    ///
+    /// Numbers: Intel SDM, volume 3, table 7-1. A stack fault raises SIGBUS, and a general
+    /// protection fault SIGSEGV.
+    pub(super) fn is_exception_without_address(&self, signal: libc::c_int) -> bool {
+        const STACK_FAULT: libc::greg_t = 12;
+        const GENERAL_PROTECTION: libc::greg_t = 13;
+        let exception = self.general[TRAPNO];
+        (signal, exception) == (libc::SIGBUS, STACK_FAULT)
+            || (signal, exception) == (libc::SIGSEGV, GENERAL_PROTECTION)
     }
 
     /// Returns the bounds of the two guest operands, which routines keep in `r8` to `r11`.

@@ -30,8 +30,7 @@ fn slots_with(log: DirtyLog, slot_pages: Option<u64>) -> (KvmSlots, Double) {
     table.slot_size = slot_pages.map(|pages| pages * page_size());
     table.rings.push(Ring::new(Box::new(double.ring())));
     let table = Arc::new(Mutex::new(table));
-    let tracked = BTreeSet::new();
-    (KvmSlots { table, tracked }, double)
+    (KvmSlots { table }, double)
 }
 
 /// The methods of [`KvmSlots`] by numbers of pages.
