@@ -66,6 +66,8 @@
 //! | put a device behind an IOMMU | [`IommuMemory`], [`iommu::SharedIotlb`], [`iommu::AskingIommu`]; `vm-memory-vhost` for vhost-user | `iommu_device` |
 //! | survive pages that disappear | [`fault::install`] | `truncated_file` |
 //! | change the map while devices run | [`GuestMemoryAtomic`], [`GuestMemoryReader`] | `hotplug` |
+//! | let KVM, VFIO and vhost follow the map | [`GuestMemoryAtomic::add_listener`] | `kvm_slots` |
+//! | keep pages from being discarded | [`listeners::Pin`] | |
 //! | plug and unplug blocks of a region | [`mmap::PluggedBlocks`]; `vm-memory-host` | `virtio_mem` |
 //! | give memory to KVM, and take its dirty log | `vm-memory-kvm` | `kvm_slots`, `migration` |
 //! | return pages to the system | `vm-memory-host` | `balloon` |
@@ -90,7 +92,7 @@
 //! | [`vectored`] | a range over many regions in one system call; buffers of descriptor chains, and for asynchronous I/O | `rawfd` |
 //! | [`mmap`] | memory in mappings of this process | `backend-mmap` |
 //! | [`atomic`] | maps that are replaced while devices use them | `backend-atomic` |
-//! | [`listeners`] | those that follow guest memory, such as KVM slots; added to a [`GuestMemoryAtomic`] with the feature | `backend-atomic` |
+//! | [`listeners`] | users of guest memory that follow its changes, such as KVM slots; added to a [`GuestMemoryAtomic`] with the feature | `backend-atomic` |
 //! | [`bitmap`] | dirty tracking of one region; [`AtomicBitmap`](bitmap::AtomicBitmap) with the feature | `backend-bitmap` |
 //! | [`dirty`] | the dirty pages of a whole memory, merged with logs of KVM, vhost and VFIO | `backend-bitmap` |
 //! | [`iommu`] | memory that an IOMMU translates | `iommu` |

@@ -22,7 +22,9 @@ use crate::MemoryRegionAddress;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListenerId(u64);
 
-/// A listener that failed to undo a change, from [`GuestMemoryAtomic::detached_listeners`].
+/// A listener that failed to undo a change, or to follow one that it could not refuse.
+///
+/// [`GuestMemoryAtomic::detached_listeners`] returns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DetachedListener {
@@ -40,6 +42,9 @@ where
 {
     /// Adds a listener, and tells it of all regions of the current map.
     ///
+    /// A region is known by its place in memory. A map that copies its regions therefore announces
+    /// all of them again.
+    ///
     /// The [module `listeners`](crate::listeners) states what it is told later. When the last
     /// handle to the memory is dropped, it is told that all regions go. The exception is a drop by
     /// a listener: the map then stays mapped, and the listeners exist, forever. A
@@ -52,8 +57,9 @@ where
     ///
     /// # Errors
     ///
-    /// Returns the error of the listener, which is not added. Returns
-    /// [`ListenerError::InListener`] if a listener calls this.
+    /// Returns the error of the listener, which is not added. If it also failed to undo, it is
+    /// added as a detached listener, and [`detached_listeners`](Self::detached_listeners) returns
+    /// its number. Returns [`ListenerError::InListener`] if a listener calls this.
     ///
     /// # Examples
     ///

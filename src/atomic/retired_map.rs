@@ -63,7 +63,8 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
     ///
     /// # Errors
     ///
-    /// Returns the error of `change`.
+    /// Returns [`UpdateError::Change`] with the error of `change`. Returns
+    /// [`UpdateError::Listener`] if a listener refuses the map, or calls this.
     #[doc(alias = "hotplug")]
     #[doc(alias = "RCU")]
     pub fn update<E>(

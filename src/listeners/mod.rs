@@ -1,4 +1,4 @@
-//! Those that must follow guest memory: KVM slots, VFIO and vhost mappings, page trackers.
+//! Users of guest memory that follow its changes: KVM slots, mappings of VFIO and vhost, trackers.
 //!
 //! A [`MemoryListener`] is told of each change before it takes effect, and can refuse it. It is
 //! added to a [`GuestMemoryAtomic`](crate::GuestMemoryAtomic), and follows
@@ -17,7 +17,7 @@
 //!
 //! A listener may use the ranges of which it was told [`ChangeKind::Plugged`], until it is told
 //! [`ChangeKind::Unplugged`]. A region without blocks is plugged and unplugged as a whole. The
-//! library releases no page that a listener may use:
+//! library tells a listener before it frees a page that the listener may use:
 //!
 //! | change | listeners are told |
 //! |---|---|
@@ -36,7 +36,8 @@
 //!
 //! The changes of one call are one transaction. Ranges that go come before ranges that come.
 //! Listeners are told of what comes in the order in which they were added, and of what goes in the
-//! reverse order. Then each is told to [`commit`](MemoryListener::commit).
+//! reverse order. Each change is told to all of them before the next one. Then each is told to
+//! [`commit`](MemoryListener::commit).
 //!
 //! If a listener fails or panics, the library undoes the transaction: it tells each listener the
 //! inverse of what it was told, in reverse order. Then nothing has changed, and the caller gets a
@@ -199,7 +200,7 @@ pub enum ChangeKind {
     Unplugged,
     /// The pages of the range are replaced by zeroes after the call. The range stays accessible.
     ///
-    /// This change is not undone: its inverse would be nothing.
+    /// It has no inverse, so it is not undone.
     Discarded,
     /// The listener logs writes to the region that this process does not mark, until
     /// [`TrackingStopped`](Self::TrackingStopped).

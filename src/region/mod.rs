@@ -271,7 +271,8 @@ pub trait GuestMemoryRegion: Bytes<MemoryRegionAddress, E = Error> {
         None
     }
 
-    /// Returns what tells [listeners](crate::listeners) of changes of the region's pages.
+    /// Returns the notifier that tells [listeners](crate::listeners) of changes of the region's
+    /// pages.
     ///
     /// The default is `None`, for a region whose pages do not change as long as it exists.
     fn notifier(&self) -> Option<&Arc<RegionNotifier>> {

@@ -5,7 +5,7 @@
 //! panic, and some listeners also fail to undo.
 //!
 //! `LISTENER_CHANGES=1000000 cargo test --release -p vm-memory-host --test listeners` makes a
-//! million changes. `LISTENER_SEED` sets the seed. The last such run was of seed 1, and passed.
+//! million changes. `LISTENER_SEED` sets the seed.
 #![cfg(target_os = "linux")]
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -172,7 +172,7 @@ impl HostMapping {
         self.blocks.as_ref().map(|(_, blocks)| &***blocks)
     }
 
-    /// Returns what tells listeners of plugs, unplugs and discards, and pins pages.
+    /// Returns the notifier, which tells listeners of plugs, unplugs and discards, and pins pages.
     ///
     /// A region type of a VMM returns it from `GuestMemoryRegion::notifier`.
     pub fn notifier(&self) -> &Arc<RegionNotifier> {

@@ -100,7 +100,7 @@ impl Calls for Vm {
 
     fn reset_rings(&self) -> io::Result<()> {
         // SAFETY: the descriptor is that of a virtual machine, which has this request. It has no
-        // argument. The kernel writes only the flags of entries, which `Gfn` has as atomics.
+        // argument. The kernel writes only the flags of entries, which `Entry` has as atomics.
         let result = unsafe { ioctl_with_val(&*self.0, KVM_RESET_DIRTY_RINGS, 0) };
         done(result)
     }
