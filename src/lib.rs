@@ -92,7 +92,7 @@
 //! | [`vectored`] | a range over many regions in one system call; buffers of descriptor chains, and for asynchronous I/O | `rawfd` |
 //! | [`mmap`] | memory in mappings of this process | `backend-mmap` |
 //! | [`atomic`] | maps that are replaced while devices use them | `backend-atomic` |
-//! | [`listeners`] | users of guest memory that follow its changes, such as KVM slots; added to a [`GuestMemoryAtomic`] with the feature | `backend-atomic` |
+//! | [`listeners`] | users of guest memory that follow its changes, such as KVM slots | |
 //! | [`bitmap`] | dirty tracking of one region; [`AtomicBitmap`](bitmap::AtomicBitmap) with the feature | `backend-bitmap` |
 //! | [`dirty`] | the dirty pages of a whole memory, merged with logs of KVM, vhost and VFIO | `backend-bitmap` |
 //! | [`iommu`] | memory that an IOMMU translates | `iommu` |

@@ -21,13 +21,13 @@
 //!
 //! | change | listeners are told |
 //! |---|---|
-//! | a region joins the map | `Added`, and `Plugged` for each accessible range, before readers see it |
-//! | a region leaves the map | `Unplugged` for each accessible range, and `Removed`, while readers still see it |
+//! | a region joins the map | `Added`, `Plugged` for each range, before readers see it |
+//! | a region leaves the map | `Unplugged` for each range, `Removed`, while readers see it |
 //! | blocks are plugged | `Plugged`, when their pages exist |
 //! | blocks are unplugged | `Unplugged`, before accesses end and pages are freed |
 //! | pages are discarded | `Discarded`, before they are freed |
-//! | logs of writes are needed, by `track_writes` | `TrackingStarted` for each region, and for each that joins, after `Added` |
-//! | they are no longer needed | `TrackingStopped` for each region, and for each that leaves, before `Removed` |
+//! | `track_writes(true)` | `TrackingStarted` for each region, and later after each `Added` |
+//! | `track_writes(false)` | `TrackingStopped` for each region; before, also with each `Removed` |
 //!
 //! A range that goes need not be one that came. If eight blocks were plugged at once, one of them
 //! can go. A listener then splits its mapping, or it has mapped each block on its own.
