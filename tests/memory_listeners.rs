@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use vm_memory::atomic::UpdateError;
+use vm_memory::atomic::{ListenerId, UpdateError};
 use vm_memory::listeners::{
     BoxError, ChangeKind, ListenerError, MemoryChange, MemoryListener, NotAsBefore, RegionNotifier,
 };
@@ -61,6 +61,12 @@ impl MemoryListener<GuestRegionMmap> for Listener {
     }
 }
 
+/// Adds a listener that the memory accepts.
+fn listen(memory: &Memory, name: &'static str, log: &Log, call: Call) -> ListenerId {
+    let listener = Listener::boxed(name, log, call);
+    memory.add_listener(listener).unwrap()
+}
+
 fn accepts() -> Call {
     Box::new(|| Ok(()))
 }
@@ -99,9 +105,7 @@ fn move_region(memory: &Memory, start: u64) -> Result<(), UpdateError<Infallible
 fn update_tells_removals_in_reverse_order_and_additions_in_order() {
     let (memory, log) = (memory(), Log::default());
     for name in ["a", "b"] {
-        memory
-            .add_listener(Listener::boxed(name, &log, accepts()))
-            .unwrap();
+        listen(&memory, name, &log, accepts());
     }
     let present = [
         "a add 0x0",
@@ -136,13 +140,9 @@ fn update_tells_removals_in_reverse_order_and_additions_in_order() {
 #[test]
 fn update_that_a_listener_refuses_is_undone_in_reverse_order() {
     let (memory, log) = (memory(), Log::default());
-    memory
-        .add_listener(Listener::boxed("a", &log, accepts()))
-        .unwrap();
+    listen(&memory, "a", &log, accepts());
     // Two calls for the present map, then `unplug`, `remove` and `add`.
-    memory
-        .add_listener(Listener::boxed("b", &log, fails_in(4, 100)))
-        .unwrap();
+    listen(&memory, "b", &log, fails_in(4, 100));
     take(&log);
     let before = memory.memory().into_inner();
     let error = move_region(&memory, PAGE).unwrap_err();
@@ -198,12 +198,8 @@ fn listener_that_panics_has_refused_the_change() {
 #[test]
 fn listener_that_fails_to_undo_is_detached_and_keeps_both_maps() {
     let (memory, log) = (memory(), Log::default());
-    let id = memory
-        .add_listener(Listener::boxed("a", &log, fails_in(6, 6)))
-        .unwrap();
-    memory
-        .add_listener(Listener::boxed("b", &log, fails_in(4, 5)))
-        .unwrap();
+    let id = listen(&memory, "a", &log, fails_in(6, 6));
+    listen(&memory, "b", &log, fails_in(4, 5));
     let (kept, new) = (Arc::downgrade(&memory.memory().into_inner()), region(PAGE));
     let weak_new = Arc::downgrade(&new);
     let map = GuestMemoryMmap::from_arc_regions(vec![new]).unwrap();
@@ -238,9 +234,7 @@ const UNKNOWN: &str = "the memory has no listener of this number";
 #[test]
 fn replace_with_listener_that_fails_publishes_map_and_detaches_it() {
     let (memory, log) = (memory(), Log::default());
-    let id = memory
-        .add_listener(Listener::boxed("a", &log, fails_in(2, 3)))
-        .unwrap();
+    let id = listen(&memory, "a", &log, fails_in(2, 3));
     let old = Arc::downgrade(&memory.memory().into_inner());
     let map = GuestMemoryMmap::from_arc_regions(vec![region(PAGE)]).unwrap();
     memory.lock().unwrap().replace(map);
@@ -271,9 +265,7 @@ fn listener_that_changes_a_memory_gets_an_error() {
             Ok(())
         })
     };
-    let id = first
-        .add_listener(Listener::boxed("a", &log, added))
-        .unwrap();
+    let id = listen(&first, "a", &log, added);
     let in_listener = ListenerError::InListener.to_string();
     let results = std::mem::take(&mut *results.lock().unwrap());
     assert_eq!(results, vec![in_listener.as_str(); 14]);
@@ -306,9 +298,7 @@ fn listener_reads_the_old_map_while_it_is_told_of_a_new_one() {
         assert_eq!(same.memory().num_regions(), 1);
         Ok(())
     });
-    memory
-        .add_listener(Listener::boxed("a", &log, call))
-        .unwrap();
+    listen(&memory, "a", &log, call);
     memory
         .update(|map| map.insert_region(region(PAGE)))
         .unwrap();
@@ -318,9 +308,7 @@ fn listener_reads_the_old_map_while_it_is_told_of_a_new_one() {
 #[test]
 fn dropped_memory_tells_listeners_that_all_regions_go() {
     let (memory, log) = (memory(), Log::default());
-    memory
-        .add_listener(Listener::boxed("a", &log, accepts()))
-        .unwrap();
+    listen(&memory, "a", &log, accepts());
     let other = memory.clone();
     drop(memory);
     take(&log);
@@ -331,9 +319,7 @@ fn dropped_memory_tells_listeners_that_all_regions_go() {
 #[test]
 fn dropped_memory_whose_listener_fails_stays_mapped() {
     let (memory, log) = (memory(), Log::default());
-    memory
-        .add_listener(Listener::boxed("a", &log, fails_in(2, 3)))
-        .unwrap();
+    listen(&memory, "a", &log, fails_in(2, 3));
     let map = Arc::downgrade(&memory.memory().into_inner());
     drop(memory);
     assert!(map.upgrade().is_some());
@@ -342,9 +328,7 @@ fn dropped_memory_whose_listener_fails_stays_mapped() {
 #[test]
 fn memory_that_a_listener_drops_stays_mapped() {
     let (memory, other, log) = (memory(), memory(), Log::default());
-    other
-        .add_listener(Listener::boxed("b", &log, accepts()))
-        .unwrap();
+    listen(&other, "b", &log, accepts());
     let map = Arc::downgrade(&other.memory().into_inner());
     take(&log);
     let mut other = Some(other);
@@ -356,9 +340,7 @@ fn memory_that_a_listener_drops_stays_mapped() {
         Ok(())
     });
     let nothing = Log::default();
-    memory
-        .add_listener(Listener::boxed("a", &nothing, call))
-        .unwrap();
+    listen(&memory, "a", &nothing, call);
     assert_eq!(take(&log), [""; 0]);
     assert!(map.upgrade().is_some());
 }
@@ -376,9 +358,7 @@ fn listener_that_drops_its_own_memory_does_not_wait_for_itself() {
         drop(own.lock().unwrap().take());
         Ok(())
     });
-    memory
-        .add_listener(Listener::boxed("a", &log, call))
-        .unwrap();
+    listen(&memory, "a", &log, call);
     let map = Arc::downgrade(&memory.memory().into_inner());
     *handle.lock().unwrap() = Some(memory);
     let mut changes = notifier.begin().unwrap();
@@ -397,9 +377,7 @@ fn listener_that_owns_another_memory_is_dropped_without_locks() {
             .update(|map| map.insert_region(Arc::clone(&blocks)))
             .unwrap();
     }
-    second
-        .add_listener(Listener::boxed("b", &log, accepts()))
-        .unwrap();
+    listen(&second, "b", &log, accepts());
     // Refused: it is dropped at once. Its clone is dropped with the memory.
     for (number, until) in [(0, 1), (100, 100)] {
         let (mut calls, owned) = (fails_in(number, until), second.clone());
@@ -427,9 +405,7 @@ fn listener_that_is_not_as_before_is_detached() {
         }
         Ok(())
     });
-    let id = memory
-        .add_listener(Listener::boxed("a", &log, call))
-        .unwrap();
+    let id = listen(&memory, "a", &log, call);
     let new = region(PAGE);
     let kept = Arc::downgrade(&new);
     let map = GuestMemoryMmap::from_arc_regions(vec![new]).unwrap();
@@ -489,9 +465,7 @@ fn region_with_blocks(notifier: &Arc<RegionNotifier>, plugged: &[usize]) -> Arc<
 fn region_with_blocks_is_told_as_its_plugged_ranges() {
     let (memory, log) = (memory(), Log::default());
     let notifier = Arc::new(RegionNotifier::new());
-    memory
-        .add_listener(Listener::boxed("a", &log, accepts()))
-        .unwrap();
+    listen(&memory, "a", &log, accepts());
     take(&log);
     let blocks = region_with_blocks(&notifier, &[1, 3]);
     memory.update(|map| map.insert_region(blocks)).unwrap();
@@ -505,9 +479,7 @@ fn region_with_blocks_is_told_as_its_plugged_ranges() {
         ]
     );
     let later = Log::default();
-    let id = memory
-        .add_listener(Listener::boxed("b", &later, accepts()))
-        .unwrap();
+    let id = listen(&memory, "b", &later, accepts());
     assert_eq!(take(&later).len(), 6);
     memory.remove_listener(id).unwrap();
     let going = [
@@ -524,9 +496,7 @@ fn region_with_blocks_is_told_as_its_plugged_ranges() {
 #[test]
 fn region_and_listener_that_join_later_log_writes() {
     let (memory, log) = (memory(), Log::default());
-    memory
-        .add_listener(Listener::boxed("a", &log, accepts()))
-        .unwrap();
+    listen(&memory, "a", &log, accepts());
     take(&log);
     memory.track_writes(true).unwrap();
     // Already on.
@@ -543,9 +513,7 @@ fn region_and_listener_that_join_later_log_writes() {
     let moved: Vec<String> = moved.iter().map(|text| format!("a {text}")).collect();
     assert_eq!(take(&log)[..5], moved);
     let later = Log::default();
-    memory
-        .add_listener(Listener::boxed("b", &later, accepts()))
-        .unwrap();
+    listen(&memory, "b", &later, accepts());
     let known = [
         "b add 0x1000",
         "b track 0x1000",
@@ -560,12 +528,8 @@ fn region_and_listener_that_join_later_log_writes() {
 #[test]
 fn tracking_that_a_listener_refuses_stays_off() {
     let (memory, log) = (memory(), Log::default());
-    memory
-        .add_listener(Listener::boxed("a", &log, accepts()))
-        .unwrap();
-    memory
-        .add_listener(Listener::boxed("b", &log, fails_in(2, 100)))
-        .unwrap();
+    listen(&memory, "a", &log, accepts());
+    listen(&memory, "b", &log, fails_in(2, 100));
     take(&log);
     memory.track_writes(true).unwrap_err();
     let undone = [
@@ -589,13 +553,9 @@ fn change_of_region_in_two_memories_is_undone_if_one_refuses() {
             .update(|map| map.insert_region(Arc::clone(&blocks)))
             .unwrap();
     }
-    memories[0]
-        .add_listener(Listener::boxed("a", &log, accepts()))
-        .unwrap();
+    listen(&memories[0], "a", &log, accepts());
     // Four calls for the present map.
-    memories[1]
-        .add_listener(Listener::boxed("b", &log, fails_in(4, 100)))
-        .unwrap();
+    listen(&memories[1], "b", &log, fails_in(4, 100));
     take(&log);
     let unplug = || {
         notifier
@@ -619,9 +579,7 @@ fn change_of_region_in_two_memories_is_undone_if_one_refuses() {
 fn region_that_left_the_map_tells_its_listeners_nothing() {
     let notifier = Arc::new(RegionNotifier::new());
     let (memory, log) = (memory(), Log::default());
-    memory
-        .add_listener(Listener::boxed("a", &log, accepts()))
-        .unwrap();
+    listen(&memory, "a", &log, accepts());
     memory
         .update(|map| map.insert_region(region_with_blocks(&notifier, &[1])))
         .unwrap();
@@ -644,9 +602,7 @@ fn region_that_left_the_map_tells_its_listeners_nothing() {
 fn announce_of_pinned_range_is_undone() {
     let notifier = Arc::new(RegionNotifier::new());
     let (memory, log) = (memory(), Log::default());
-    memory
-        .add_listener(Listener::boxed("a", &log, accepts()))
-        .unwrap();
+    listen(&memory, "a", &log, accepts());
     memory
         .update(|map| map.insert_region(region_with_blocks(&notifier, &[1, 2])))
         .unwrap();
@@ -728,9 +684,7 @@ fn changes_of_several_threads_end_without_deadlock() {
     let blocks = region_with_blocks(&notifier, &[1]);
     let memories = [memory(), memory()];
     for memory in &memories {
-        memory
-            .add_listener(Listener::boxed("a", &Log::default(), accepts()))
-            .unwrap();
+        listen(memory, "a", &Log::default(), accepts());
     }
     std::thread::scope(|scope| {
         for memory in &memories {
