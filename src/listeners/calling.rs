@@ -24,7 +24,7 @@ pub(crate) fn call(
 ) -> Result<(), super::BoxError> {
     use std::panic::{catch_unwind, AssertUnwindSafe};
 
-    // A listener can drop another memory, whose listeners are then called.
+    // Calls can be nested: a listener may own the `RegionChanges` of another region.
     let before = IN_LISTENER.replace(true);
     let result = catch_unwind(AssertUnwindSafe(function));
     IN_LISTENER.set(before);

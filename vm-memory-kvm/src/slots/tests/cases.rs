@@ -1,6 +1,6 @@
 //! Single cases.
 
-use vm_memory::listeners::{BoxError, ChangeKind, MemoryChange, MemoryListener};
+use vm_memory::listeners::{BoxError, ChangeKind, MemoryChange, MemoryListener, NotAsBefore};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::region::GuestMemoryRegionBytes;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, Permissions};
@@ -329,6 +329,74 @@ fn add_that_is_refused_twice_lists_the_remaining_range() {
     assert_eq!(*remaining, [(GuestAddress(0), 16 * page_size())]);
     slots.remove_pages(0, 16).unwrap();
     assert!(double.slots().is_empty());
+}
+
+/// Two slots of 16 pages. A stop of tracking fails at the second one, and the first one stays
+/// untracked, although tracking is on.
+fn slots_with_one_that_is_not_tracked() -> (KvmSlots, super::Double) {
+    let (slots, double) = slots_with(DirtyLog::Bitmap, Some(16));
+    slots.add_pages(0, 32, 1000).unwrap();
+    slots.set_tracking(true).unwrap();
+    // The log and the flag of the first slot succeed.
+    double.fail(Some((2, 2)));
+    let error = slots.set_tracking(false).unwrap_err();
+    assert!(matches!(error, SlotError::NotUndone { .. }), "{error}");
+    double.fail(None);
+    let tracked: Vec<_> = double.slots().iter().map(|(_, tracked)| *tracked).collect();
+    assert_eq!(tracked, [false, true]);
+    // The harvest takes the mark of the slot.
+    assert_eq!(pages_of(&slots.take_log().unwrap()).len(), 16);
+    assert_eq!(double.write(3), Some(true));
+    (slots, double)
+}
+
+#[test]
+fn slot_that_was_not_tracked_is_dirty_when_it_is_tracked_again() {
+    let (slots, _) = slots_with_one_that_is_not_tracked();
+    slots.set_tracking(true).unwrap();
+    assert!(pages_of(&slots.take_log().unwrap()).contains(&3));
+}
+
+#[test]
+fn slot_that_was_not_tracked_is_dirty_when_it_is_deleted() {
+    let (slots, _) = slots_with_one_that_is_not_tracked();
+    slots.remove_pages(0, 16).unwrap();
+    assert!(pages_of(&slots.take_log().unwrap()).contains(&3));
+}
+
+#[test]
+fn tracking_that_a_listener_starts_again_counts_all_slots_as_dirty() {
+    let (slots, double) = slots_with(DirtyLog::Bitmap, None);
+    slots.add_pages(0, 32, 1000).unwrap();
+    // Clones of the listener share the regions that need the log.
+    let (first, second) = (slots.clone(), slots.clone());
+    let (region, other) = (GuestAddress(0), GuestAddress(0x10_0000));
+    first.start_region(region).unwrap();
+    second.start_region(other).unwrap();
+    assert_eq!(pages_of(&slots.take_log().unwrap()).len(), 32);
+    first.stop_region(region).unwrap();
+    double.write(3);
+    assert_eq!(pages_of(&slots.take_log().unwrap()), [3].into());
+    // A stop that is undone.
+    second.stop_region(other).unwrap();
+    double.write(4);
+    second.start_region(other).unwrap();
+    assert!(pages_of(&slots.take_log().unwrap()).contains(&4));
+}
+
+#[test]
+fn listener_whose_slots_are_not_as_before_returns_an_error_that_says_so() {
+    let (mut slots, double) = slots_with(DirtyLog::Bitmap, Some(1));
+    let region = GuestRegionMmap::<()>::from_range(GuestAddress(0), 0x2000, None).unwrap();
+    let plugged = MemoryChange::new(ChangeKind::Plugged, &region, GuestAddress(0), 0, 0x2000);
+    // The first slot is created. The second is refused, and so is the deletion of the first.
+    double.fail(Some((1, 2)));
+    let error = slots.change(&plugged).unwrap_err();
+    assert!(error.is::<NotAsBefore>(), "{error}");
+    // A refusal that was undone is not one.
+    let (mut slots, double) = slots_with(DirtyLog::Bitmap, Some(1));
+    double.fail(Some((1, 1)));
+    assert!(!slots.change(&plugged).unwrap_err().is::<NotAsBefore>());
 }
 
 /// A region without memory in this process.
