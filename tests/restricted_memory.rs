@@ -41,7 +41,7 @@ fn refusal_of_byte(ranges: &Ranges, addr: u64, access: Permissions) -> Option<Re
         .iter()
         .find(|(start, len, _)| (start.0..start.0 + len).contains(&addr));
     match range {
-        None => return Some(RefusalReason::NotInView),
+        None | Some((_, _, Permissions::No)) => return Some(RefusalReason::NotInView),
         Some((_, _, granted)) if !granted.allow(access) => {
             return Some(RefusalReason::ViewPermits(*granted))
         }
@@ -296,4 +296,16 @@ fn view_of_memory_behind_iommu_restricts_io_virtual_addresses() {
         (refusal.offset, refusal.reason),
         (0x10, RefusalReason::NotMapped)
     );
+}
+
+#[test]
+fn range_without_permissions_lends_no_slice() {
+    let memory: GuestMemoryMmap =
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+    let ranges = [(GuestAddress(0), 0x1000, Permissions::No)];
+    let view = RestrictedMemory::new(memory, ranges).unwrap();
+    assert!(!view.check_range(GuestAddress(0), 1, Permissions::No));
+    assert!(view
+        .get_slices(GuestAddress(0), 1, Permissions::No)
+        .is_err());
 }

@@ -23,9 +23,10 @@ use crate::volatile_memory::VolatileSlice;
 /// [`IOError`](Error::IOError) of the kind `PermissionDenied`, which contains the [`Refusal`].
 /// [`explain`](GuestMemory::explain) returns the same refusal.
 ///
-/// The view has no [`physical_memory`](GuestMemory::physical_memory), so that no code reaches the
-/// rest through it. In front of an [`IommuMemory`](crate::IommuMemory), the ranges are I/O virtual
-/// addresses.
+/// The view has no [`physical_memory`](GuestMemory::physical_memory), which would be all of it.
+/// [`unrestricted`](Self::unrestricted) returns the memory to code that may use it. A slice of a
+/// range can be written also if the view permits only reads, as in other memories. In front of an
+/// [`IommuMemory`](crate::IommuMemory), the ranges are I/O virtual addresses.
 ///
 /// # Examples
 ///
@@ -107,7 +108,8 @@ impl<M: GuestMemory> RestrictedMemory<M> {
     /// Creates a view of the given ranges: start, length in bytes, and permissions.
     ///
     /// The ranges may be in any order, and adjacent. They need not be in a region: a region that is
-    /// plugged later is then in the view. Without ranges, the view permits nothing.
+    /// plugged later is then in the view. A range with [`Permissions::No`] is not. Without ranges,
+    /// the view permits nothing.
     ///
     /// # Examples
     ///
@@ -145,6 +147,8 @@ impl<M: GuestMemory> RestrictedMemory<M> {
                 start: GuestAddress(second.start),
             });
         }
+        // A slice for no access could be read and written.
+        ranges.retain(|range| range.access != Permissions::No);
         Ok(Self {
             memory,
             ranges: ranges.into(),
